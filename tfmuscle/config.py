@@ -1,0 +1,219 @@
+"""What is decided: about a family of records (`DataSpec`) and about one training run (`TrainConfig`).
+
+Each field is declared once, with its help and choices in its metadata; from that line come the default, the JSON key and
+the command-line option. Unknown keys in a file are an error with the nearest name. `DataSpec` is stored as `spec.json`
+beside the records and copied beside the weights, so that prediction needs no settings; `TrainConfig` as `train.json` in the
+run folder. Presets are constants at the end of the file, each knowing its part of both.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+from tfmuscle.errors import DataError
+from tfmuscle.files import read_json, write_json
+from tfmuscle.labels import LabelMap
+
+KINDS = ("slices", "stacks", "volumes", "sequences")
+NORMALISATIONS = ("zscore", "percentile", "minmax", "none")
+PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
+SCALES = ("full", "laptop")
+SCHEDULES = ("constant", "cosine", "polynomial", "plateau")
+OPTIMISERS = ("adam", "adamw", "sgd")
+AUGMENTATIONS = ("none", "light", "full")
+
+
+def option(default: Any, help: str, *, choices: tuple[str, ...] | None = None) -> Any:
+    """Declares a field with its help, and its choices if it has any."""
+    metadata = {"help": help, "choices": choices}
+    if isinstance(default, dict | list):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+class _Settings:
+    """JSON and validation shared by the settings of this file."""
+
+    def _check_choices(self) -> None:
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+            value, choices = getattr(self, item.name), item.metadata.get("choices")
+            if choices and value not in choices:
+                raise ValueError(f"{item.name} is {value!r}; choose one of {', '.join(map(str, choices))}")
+
+    def _check_positive(self, *names: str) -> None:
+        for name in names:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; a positive number is needed")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain JSON content; a label map in nnU-Net's form."""
+        content = {}
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, item.name)
+            value = value.to_dict() if isinstance(value, LabelMap) else value
+            content[item.name] = list(value) if isinstance(value, tuple) else value
+        return content
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """Reads what `to_dict` wrote; lists become tuples.
+
+        Raises:
+            ValueError: an unknown key (the nearest known one is suggested), a missing one, or a value out of range.
+        """
+        known = {item.name for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        for key in content:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                raise ValueError(f"unknown setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+        if isinstance(values.get("label_map"), Mapping):
+            values["label_map"] = LabelMap.from_dict(values["label_map"])
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"{cls.__name__}: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Writes the settings as JSON."""
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Reads settings from JSON; a bad file is a `DataError` that names it."""
+        try:
+            return cls.from_dict(read_json(path))
+        except DataError:
+            raise
+        except (ValueError, AttributeError) as error:
+            raise DataError(f"{path}: {error}") from error
+
+
+@dataclass(frozen=True)
+class DataSpec(_Settings):
+    """How the scans of one dataset become samples; frozen when the records are built.
+
+    Axis order of `spacing` and `size` is that of the preprocessed volume: the slice axis first.
+    """
+
+    label_map: LabelMap = field(metadata={"help": "names and ids of the structures"})
+    name: str = option("dataset", "name of the dataset")
+    channels: tuple[str, ...] = option(("image",), "names of the image channels, in order")
+    kind: str = option("slices", "what one sample is", choices=KINDS)
+    size: tuple[int, int] = option((256, 256), "height and width of a sample in voxels")
+    depth: int = option(1, "slices in a sample: 1 for slices, the stack, the patch depth or the window")
+    spacing: tuple[float, float, float] | None = option(None, "voxel size to resample to, in mm; none keeps each scan's own")
+    orientation: str | None = option("SPL", "axis codes after preprocessing, slice axis first; none for untracked sweeps")
+    normalisation: str = option("zscore", "how intensities are scaled, per scan and channel", choices=NORMALISATIONS)
+    crop_nonzero: bool = option(False, "cut away the margin in which every channel is zero")
+    overlap: float = option(0.5, "overlap of neighbouring samples in-plane, and of sub-volumes along the limb")
+    folds: int = option(5, "folds of the cross-validation, by subject")
+    test: float = option(0.0, "subjects held out of every fold: a count, or a share below 1")
+    seed: int = option(0, "seed of the assignment to folds")
+    preset: str | None = option(None, "recipe these settings come from")
+    scale: str = option("full", "full recipe, or one cut down for a laptop", choices=SCALES)
+
+    def __post_init__(self) -> None:
+        self._check_choices()
+        self._check_positive("depth")
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise ValueError(f"size is {self.size}; height and width are needed")
+        if self.spacing is not None and (len(self.spacing) != 3 or min(self.spacing) <= 0):
+            raise ValueError(f"spacing is {self.spacing}; three positive numbers in mm are needed, slice axis first")
+        if not 0 <= self.overlap < 1:
+            raise ValueError(f"overlap is {self.overlap}; a share from 0 to below 1 is needed")
+        if self.kind == "slices" and self.depth != 1:
+            raise ValueError(f"depth is {self.depth}; slices have depth 1, use kind 'stacks' for neighbours as channels")
+        if self.kind == "stacks" and self.depth % 2 == 0:
+            raise ValueError(f"depth is {self.depth}; a stack has an odd number of slices, the labelled one in the middle")
+        if self.folds < 1 or self.test < 0:
+            raise ValueError(f"folds is {self.folds} and test {self.test}; at least one fold, and no negative count")
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the label map, background included."""
+        return self.label_map.num_classes
+
+    @property
+    def window(self) -> tuple[int, int, int]:
+        """Depth, height and width of a sample on the preprocessed grid."""
+        return (self.depth, *self.size)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of a model's main input without the batch axis."""
+        if self.kind == "slices":
+            return (*self.size, len(self.channels))
+        if self.kind == "stacks":
+            return (*self.size, self.depth * len(self.channels))
+        return (self.depth, *self.size, len(self.channels))
+
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """Shape of a sample's labels: the centre slice for slices and stacks, else the whole window."""
+        return self.size if self.kind in ("slices", "stacks") else self.window
+
+    @property
+    def is_volumetric(self) -> bool:
+        """Whether samples have three spatial axes."""
+        return self.kind in ("volumes", "sequences")
+
+
+@dataclass(frozen=True)
+class Supervised(_Settings):
+    """The recipe of ordinary supervised training."""
+
+    loss: str = option("dice_cross_entropy", "loss to minimise; `tfmuscle losses` lists them")
+    augmentation: str = option("light", "strength of the random transforms", choices=AUGMENTATIONS)
+    mirror: bool = option(True, "mirror images, exchanging left and right labels")
+    patience: int = option(0, "epochs without improvement before stopping; 0 never stops early")
+    ema: bool = option(False, "keep a moving average of the weights and use it for prediction")
+
+    def __post_init__(self) -> None:
+        self._check_choices()
+
+
+@dataclass(frozen=True)
+class TrainConfig(_Settings):
+    """One training run: architecture, optimisation and which fold is left out."""
+
+    model: str = option("unet", "architecture; `tfmuscle models` lists them")
+    model_options: dict[str, Any] = option({}, "keyword arguments of the architecture, e.g. filters=16")
+    epochs: int = option(50, "passes over the training samples")
+    steps: int = option(0, "batches per epoch; 0 sees every sample once")
+    batch_size: int = option(8, "samples per step")
+    optimiser: str = option("adam", "optimiser", choices=OPTIMISERS)
+    learning_rate: float = option(1e-3, "initial learning rate")
+    weight_decay: float = option(0.0, "L2 term (sgd) or decoupled decay (adamw)")
+    schedule: str = option("cosine", "how the learning rate falls", choices=SCHEDULES)
+    precision: str = option("float32", "arithmetic; mixed_float16 in 3D needs a GPU", choices=PRECISIONS)
+    fold: int = option(0, "fold used for validation")
+    seed: int = option(0, "seed of weights, shuffling and augmentation")
+    preset: str | None = option(None, "recipe these settings come from")
+    scale: str = option("full", "full recipe, or one cut down for a laptop", choices=SCALES)
+    recipe: Supervised = field(default_factory=Supervised, metadata={"help": "settings of the training method"})
+
+    def __post_init__(self) -> None:
+        self._check_choices()
+        self._check_positive("epochs", "batch_size", "learning_rate")
+        if self.steps < 0 or self.fold < 0 or self.weight_decay < 0:
+            raise ValueError("steps, fold and weight_decay must not be negative")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain JSON content with the recipe nested under its class name."""
+        content = super().to_dict()
+        return content | {"recipe": {"method": "supervised"} | self.recipe.to_dict()}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """Reads what `to_dict` wrote."""
+        values = dict(content)
+        if isinstance(values.get("recipe"), Mapping):
+            recipe = dict(values["recipe"])
+            if (method := recipe.pop("method", "supervised")) != "supervised":
+                raise ValueError(f"training method {method!r} is unknown; this version knows 'supervised'")
+            values["recipe"] = Supervised.from_dict(recipe)
+        return super().from_dict(values)
