@@ -170,7 +170,6 @@ class Supervised(_Settings):
     augmentation: str = option("light", "strength of the random transforms", choices=AUGMENTATIONS)
     mirror: bool = option(True, "mirror images, exchanging left and right labels")
     patience: int = option(0, "epochs without improvement before stopping; 0 never stops early")
-    ema: bool = option(False, "keep a moving average of the weights and use it for prediction")
 
     def __post_init__(self) -> None:
         self._check_choices()
@@ -187,7 +186,7 @@ class TrainConfig(_Settings):
     batch_size: int = option(8, "samples per step")
     optimiser: str = option("adam", "optimiser", choices=OPTIMISERS)
     learning_rate: float = option(1e-3, "initial learning rate")
-    weight_decay: float = option(0.0, "L2 term (sgd) or decoupled decay (adamw)")
+    weight_decay: float = option(0.0, "decoupled weight decay; adamw only")
     schedule: str = option("cosine", "how the learning rate falls", choices=SCHEDULES)
     precision: str = option("float32", "arithmetic; mixed_float16 in 3D needs a GPU", choices=PRECISIONS)
     fold: int = option(0, "fold used for validation")
@@ -201,6 +200,8 @@ class TrainConfig(_Settings):
         self._check_positive("epochs", "batch_size", "learning_rate")
         if self.steps < 0 or self.fold < 0 or self.weight_decay < 0:
             raise ValueError("steps, fold and weight_decay must not be negative")
+        if self.weight_decay and self.optimiser != "adamw":
+            raise ValueError(f"weight_decay is {self.weight_decay}, which only adamw knows; optimiser is {self.optimiser!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain JSON content with the recipe nested under its class name."""

@@ -7,8 +7,10 @@ process or a full disk leaves no half-written output. The temporary names start 
 import contextlib
 import errno
 import hashlib
+import importlib.metadata
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,8 +68,13 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Writes `content` as indented JSON, whole or not at all; NaN is written as null."""
-    write_text(path, json.dumps(_without_nan(content), indent=1, allow_nan=False) + "\n")
+    """Writes `content` as indented JSON, whole or not at all."""
+    write_text(path, json_text(content))
+
+
+def json_text(content: Any) -> str:
+    """Returns indented JSON; NaN, which JSON does not know, becomes null."""
+    return json.dumps(_without_nan(content), indent=1, allow_nan=False) + "\n"
 
 
 def _without_nan(content: Any) -> Any:
@@ -104,3 +111,22 @@ def sha256(path: str | Path) -> str:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def provenance() -> dict[str, Any]:
+    """Returns what made an artefact: versions, machine, and the git commit when tfmuscle runs from a checkout."""
+    versions = {"python": platform.python_version()}
+    for package in ("tfmuscle", "tensorflow", "keras", "numpy"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    return {"versions": versions, "hardware": machine, "git_commit": _git_commit()}
+
+
+def _git_commit() -> str | None:
+    git = Path(__file__).resolve().parent.parent / ".git"
+    try:
+        head = (git / "HEAD").read_text(encoding="utf-8").strip()
+        return (git / head.removeprefix("ref: ")).read_text(encoding="utf-8").strip() if "ref: " in head else head
+    except OSError:
+        return None

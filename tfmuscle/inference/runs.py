@@ -1,0 +1,107 @@
+"""A run folder opened for prediction.
+
+`fit` leaves `spec.json` (how scans become samples), `train.json` (how the network was trained) and `best.keras` (the weights
+with the best validation Dice), and at the very end `done.json`. Prediction needs the first three and no settings of its own.
+A run that has not ended is allowed, because the best weights so far are often worth a look; `Run.warning` says so.
+
+The compiled forward pass belongs to the run, so that a folder of scans traces the network once. It has a free batch axis:
+the last, smaller batch of a scan does not trace it again, as it would in `predict_on_batch`.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfmuscle import models
+from tfmuscle.config import DataSpec, TrainConfig
+from tfmuscle.errors import DataError
+
+SPEC_FILE = "spec.json"
+CONFIG_FILE = "train.json"
+WEIGHTS_FILE = "best.keras"
+DONE_FILE = "done.json"
+MAIN_OUTPUT = "probabilities"
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A trained network with the settings it was trained under.
+
+    Attributes:
+        model: network with an input `image` and an output `probabilities`.
+        spec: how a scan becomes samples.
+        config: how the network was trained.
+        path: the run folder, for messages.
+        warning: what the user should know before trusting the result; empty when all is well.
+    """
+
+    model: keras.Model
+    spec: DataSpec
+    config: TrainConfig
+    path: Path
+    warning: str = ""
+
+    @functools.cached_property
+    def forward(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        """Maps images `(B, *spec.input_shape)` to probabilities `(B, *spec.label_shape, num_classes)`, compiled once."""
+        signature = tf.TensorSpec((None, *self.spec.input_shape), tf.float32)
+
+        @tf.function(input_signature=[signature], autograph=False)
+        def forward(images: tf.Tensor) -> tf.Tensor:
+            return tf.cast(_main_output(self.model, self.model(images, training=False)), tf.float32)
+
+        return forward
+
+
+def _main_output(model: keras.Model, outputs: Any) -> Any:
+    """Returns the output called `probabilities`, else the first one (deep supervision puts the full resolution first)."""
+    if isinstance(outputs, dict):
+        return outputs[MAIN_OUTPUT] if MAIN_OUTPUT in outputs else next(iter(outputs.values()))
+    if isinstance(outputs, list | tuple):
+        names = list(getattr(model, "output_names", ()))
+        return outputs[names.index(MAIN_OUTPUT) if MAIN_OUTPUT in names else 0]
+    return outputs
+
+
+def load_run(run: str | Path) -> Run:
+    """Opens the run folder that `fit` wrote.
+
+    Raises:
+        DataError: no such folder, not a run, no weights yet, or weights that do not fit the stored settings.
+    """
+    path = Path(run)
+    if not path.is_dir():
+        raise DataError(f"{path}: there is no such folder; give the run folder that 'tfmuscle fit -o' wrote")
+    missing = [name for name in (SPEC_FILE, CONFIG_FILE) if not (path / name).is_file()]
+    if missing:
+        raise DataError(f"{path}: not a run folder ({', '.join(missing)} missing); give the one 'tfmuscle fit -o' wrote")
+    spec, config = DataSpec.load(path / SPEC_FILE), TrainConfig.load(path / CONFIG_FILE)
+    if not (path / WEIGHTS_FILE).is_file():
+        raise DataError(f"{path}: {WEIGHTS_FILE} is missing, no epoch has ended yet; continue with 'tfmuscle fit --resume'")
+    unfinished = f"{path}: training has not finished; the best weights so far are used, 'tfmuscle fit --resume' goes on"
+    warning = "" if (path / DONE_FILE).is_file() else unfinished
+    loaded = Run(models.load(path / WEIGHTS_FILE), spec, config, path, warning)
+    _check_fit(loaded)
+    return loaded
+
+
+def _check_fit(run: Run) -> None:
+    expected = (*run.spec.label_shape, run.spec.num_classes)
+    try:
+        received = tuple(run.forward.get_concrete_function().output_shapes)[1:]
+    except (ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(
+            f"{run.path / WEIGHTS_FILE}: does not take samples of shape {run.spec.input_shape} as {SPEC_FILE} says"
+            f" ({reason}); train again or restore both files of one run"
+        ) from error
+    if received != expected:
+        raise DataError(
+            f"{run.path / WEIGHTS_FILE}: returns {received} where {SPEC_FILE} needs {expected};"
+            " train again or restore both files of one run"
+        )

@@ -1,0 +1,103 @@
+"""Scans and surfaces in files.
+
+`read_volume` finds the format: a folder is a DICOM series, a file is what its name says, and a file with an unknown name is
+DICOM if it starts like one. Everything that comes out is a `Volume` on its grid in RAS+ millimetres, `(I, J, K)`, in the
+number type of the file; everything that goes in is written whole or not at all.
+"""
+
+from pathlib import Path
+
+from tfmuscle.errors import DataError
+from tfmuscle.io.dicom import is_dicom_file, read_dicom
+from tfmuscle.io.mesh import read_mesh, write_mesh
+from tfmuscle.io.nifti import chosen_channel, read_nifti, write_nifti
+from tfmuscle.io.simpleitk import read_simpleitk, write_simpleitk
+from tfmuscle.volume import Volume
+
+__all__ = [
+    "VOLUME_SUFFIXES",
+    "case_id",
+    "is_dicom_folder",
+    "read_mesh",
+    "read_volume",
+    "volume_files",
+    "write_mesh",
+    "write_volume",
+]
+
+VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".tif", ".tiff", ".png")
+_NIFTI_SUFFIXES = (".nii.gz", ".nii")
+_WRITTEN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
+
+
+def read_volume(path: str | Path, *, channel: int | None = None) -> Volume:
+    """Reads an image file or a DICOM folder as `(I, J, K)` on its grid in mm (RAS+).
+
+    Args:
+        path: a file whose name ends in one of `VOLUME_SUFFIXES`, a DICOM file, or the folder of one DICOM series.
+        channel: which channel to take from an image that has several; without it such an image is refused.
+
+    Raises:
+        DataError: the file is missing, damaged, of an unknown format or has several channels and none was chosen.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file or folder; check the path")
+    suffix = _suffix(path)
+    if path.is_file() and suffix:
+        read = read_nifti if suffix in _NIFTI_SUFFIXES else read_simpleitk
+        return read(path, channel=channel)
+    if path.is_dir() or is_dicom_file(path):
+        chosen_channel(path, 1, channel)
+        return read_dicom(path)
+    raise DataError(f"{path}: not a known image; use {', '.join(VOLUME_SUFFIXES)} or a folder of DICOM files")
+
+
+def write_volume(path: str | Path, volume: Volume) -> None:
+    """Writes a volume as `.nii.gz`, `.nii`, `.nrrd` or `.mha`, whole or not at all, at its place in space.
+
+    Raises:
+        ValueError: the name ends otherwise.
+        DataError: the disk is full or the folder cannot be written to.
+    """
+    suffix = _suffix(path)
+    if suffix not in _WRITTEN_SUFFIXES:
+        raise ValueError(f"{path}: volumes are written as {', '.join(_WRITTEN_SUFFIXES)}; choose one of these endings")
+    write = write_nifti if suffix in _NIFTI_SUFFIXES else write_simpleitk
+    write(path, volume)
+
+
+def volume_files(folder: str | Path) -> list[Path]:
+    """Returns the image files of a folder, sorted by name; hidden and half-written ones are left out.
+
+    Raises:
+        DataError: the folder is missing.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder; check the path")
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".") and _suffix(path))
+
+
+def case_id(path: str | Path) -> str:
+    """Returns the name of a scan without its ending.
+
+    >>> case_id("scans/thigh.01_0000.nii.gz"), case_id("scans/dicom_series_7")
+    ('thigh.01_0000', 'dicom_series_7')
+    """
+    name = Path(path).name
+    suffix = _suffix(path) or (".dcm" if name.lower().endswith(".dcm") else "")
+    return name[: len(name) - len(suffix)]
+
+
+def is_dicom_folder(path: str | Path) -> bool:
+    """Whether the folder itself, not a folder in it, holds DICOM files."""
+    path = Path(path)
+    if not path.is_dir():
+        return False
+    return any(is_dicom_file(item) for item in sorted(path.iterdir()) if not _suffix(item))
+
+
+def _suffix(path: str | Path) -> str:
+    name = Path(path).name.lower()
+    return next((suffix for suffix in VOLUME_SUFFIXES if name.endswith(suffix)), "")

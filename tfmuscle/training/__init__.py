@@ -1,0 +1,9 @@
+"""Training: from a folder of records to a run folder that `tfmuscle predict` takes.
+
+`supervised.fit` is ordinary training with labels. `schedule.py` holds what is decided from the history alone,
+`callbacks.py` what happens at the end of an epoch, `batches.py` how records become batches.
+"""
+
+from tfmuscle.training.supervised import fit
+
+__all__ = ["fit"]

@@ -1,0 +1,169 @@
+"""What happens at the end of an epoch: the history is written, the best model kept, the state backed up.
+
+Keras' `BackupAndRestore` writes weights and epoch number as two files in place; a kill between them repeats an epoch on
+later weights, a kill within them leaves a broken file. `Backup` writes one file, `epoch-0007.weights.h5`, under a
+temporary name and renames it: whatever moment the process dies, the newest file that is there is whole.
+"""
+
+import csv
+import io
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from tfmuscle.config import TrainConfig
+from tfmuscle.files import TEMPORARY_PREFIX, atomic_path, write_text
+from tfmuscle.labels import IGNORE
+from tfmuscle.training.schedule import best_epoch, learning_rate, should_stop
+
+BACKUP_PATTERN = re.compile(r"epoch-(\d+)\.weights\.h5")
+
+
+@keras.saving.register_keras_serializable(package="tfmuscle")
+class ForegroundDice(keras.metrics.Metric):
+    """Mean Dice of the foreground classes, pooled over all samples of the epoch, of the arg-max labels.
+
+    Dice of a class is `2 TP / (2 TP + FP + FN)` over every labelled voxel seen; a class absent from reference and
+    prediction does not count. It steers training; the figures of a report come from `metrics.py`, per scan.
+    """
+
+    def __init__(self, num_classes: int, name: str = "dice", **kwargs) -> None:
+        super().__init__(name=name, **kwargs)
+        self.num_classes = num_classes
+        self.overlap = self.add_weight(name="overlap", shape=(num_classes,), initializer="zeros")
+        self.total = self.add_weight(name="total", shape=(num_classes,), initializer="zeros")
+
+    def update_state(self, y_true, y_pred, sample_weight=None) -> None:
+        """Adds a batch: class indices `(B, ..., 1)` and probabilities `(B, ..., C)`."""
+        truth = keras.ops.reshape(keras.ops.cast(y_true, "int32"), (-1,))
+        found = keras.ops.cast(keras.ops.reshape(keras.ops.argmax(y_pred, axis=-1), (-1,)), "int32")
+        labelled = truth != IGNORE
+        truth_hot = keras.ops.one_hot(keras.ops.where(labelled, truth, -1), self.num_classes)
+        found_hot = keras.ops.one_hot(keras.ops.where(labelled, found, -1), self.num_classes)
+        self.overlap.assign_add(keras.ops.sum(truth_hot * found_hot, axis=0))
+        self.total.assign_add(keras.ops.sum(truth_hot + found_hot, axis=0))
+
+    def result(self):
+        """Returns the mean over the foreground classes that occurred; NaN when none did."""
+        overlap, total = self.overlap[1:], self.total[1:]
+        present = keras.ops.cast(total > 0, "float32")
+        dice = 2 * overlap / keras.ops.maximum(total, 1.0)
+        return keras.ops.sum(dice * present) / keras.ops.sum(present)
+
+    def get_config(self) -> dict:
+        """Returns what rebuilds the metric."""
+        return super().get_config() | {"num_classes": self.num_classes}
+
+
+class Recorder(keras.callbacks.Callback):
+    """Writes `history.csv` and `best.keras`, sets the learning rate, stops early, reports progress.
+
+    Args:
+        run: run folder.
+        config: the run's settings.
+        history: rows of the epochs already done; grows by one row an epoch.
+        steps: batches per epoch, for the progress.
+        progress: called with (batches done, batches in all, note).
+        cancel: called after every batch; True ends the run at once, resumable from the last whole epoch.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        config: TrainConfig,
+        history: list[dict[str, float]],
+        *,
+        steps: int,
+        progress: Callable[[int, int, str], None] | None = None,
+        cancel: Callable[[], bool] | None = None,
+    ) -> None:
+        super().__init__()
+        self.run, self.config, self.history, self.steps = run, config, history, steps
+        self.progress, self.cancel, self.cancelled = progress, cancel, False
+        self._started = 0.0
+
+    def on_epoch_begin(self, epoch: int, logs=None) -> None:
+        """Sets the learning rate that follows from the history."""
+        self.model.optimizer.learning_rate = learning_rate(self.config, self.history)
+        self._started = time.monotonic()
+
+    def on_train_batch_end(self, batch: int, logs=None) -> None:
+        """Reports progress, and stops when asked to."""
+        if self.progress is not None:
+            done, loss = len(self.history) * self.steps + batch + 1, float((logs or {}).get("loss", float("nan")))
+            self.progress(done, self.config.epochs * self.steps, f"epoch {len(self.history) + 1} loss {loss:.3f}")
+        if self.cancel is not None and self.cancel():
+            self.cancelled = self.model.stop_training = True
+
+    def on_epoch_end(self, epoch: int, logs=None) -> None:
+        """Adds a row to the history and keeps the model if it is the best so far."""
+        if self.cancelled:
+            return
+        row = {"epoch": epoch + 1, "seconds": round(time.monotonic() - self._started, 2)}
+        row |= {key: float(value) for key, value in (logs or {}).items()}
+        row["learning_rate"] = float(learning_rate(self.config, self.history))
+        self.history.append(row)
+        if best_epoch(self.history) == len(self.history) - 1:
+            with atomic_path(self.run / "best.keras") as temporary:
+                self.model.save(temporary)
+        write_history(self.run / "history.csv", self.history)
+        if should_stop(self.history, self.config.recipe.patience):
+            self.model.stop_training = True
+
+
+class Backup(keras.callbacks.Callback):
+    """Saves weights and optimiser state after every epoch, as one file that is whole or not there."""
+
+    def __init__(self, folder: Path, recorder: Recorder) -> None:
+        super().__init__()
+        self.folder, self.recorder = folder, recorder
+
+    def on_epoch_end(self, epoch: int, logs=None) -> None:
+        """Writes `epoch-NNNN.weights.h5`, NNNN epochs being done, and removes older ones."""
+        if self.recorder.cancelled:
+            return
+        newest = self.folder / f"epoch-{epoch + 1:04d}.weights.h5"
+        with atomic_path(newest) as temporary:
+            self.model.save_weights(temporary)
+        for old in self.folder.iterdir():
+            if old != newest and (BACKUP_PATTERN.fullmatch(old.name) or old.name.startswith(TEMPORARY_PREFIX)):
+                old.unlink()
+
+
+def newest_backup(folder: Path) -> tuple[Path, int] | None:
+    """Returns the newest backup and the number of epochs that were done, or None."""
+    found = [(int(m.group(1)), path) for path in folder.glob("*") if (m := BACKUP_PATTERN.fullmatch(path.name))]
+    if not found:
+        return None
+    epochs, path = max(found)
+    return path, epochs
+
+
+def write_history(path: Path, history: list[dict[str, float]]) -> None:
+    """Writes the history as CSV, one row an epoch, whole or not at all."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    write_text(path, text.getvalue())
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """Reads `history.csv`; a missing file is an empty history."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def tensorboard(run: Path) -> list[keras.callbacks.Callback]:
+    """Returns the TensorBoard callback when TensorBoard is installed, else nothing."""
+    try:
+        tf.summary.scalar  # noqa: B018 - a lazy module: touching it imports the tensorboard package
+    except (ImportError, AttributeError):
+        return []
+    return [keras.callbacks.TensorBoard(run / "tensorboard", write_graph=False)]

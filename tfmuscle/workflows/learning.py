@@ -1,0 +1,264 @@
+"""From records to measured segmentations: `fit`, `predict`, `evaluate`.
+
+`predictions.json` beside the predictions carries the label map, which subjects were asked for, which failed and why, and
+where the model came from; `evaluate` reads it, so that a subject that failed cannot go missing from the tables.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tfmuscle import evaluation, inference, models, training
+from tfmuscle.config import DataSpec, Supervised, TrainConfig
+from tfmuscle.errors import DataError
+from tfmuscle.files import provenance, read_json, write_json
+from tfmuscle.io import VOLUME_SUFFIXES, case_id, volume_files, write_volume
+from tfmuscle.labels import LabelMap
+from tfmuscle.losses import LOSSES
+from tfmuscle.presets import get_preset, reduced_training
+from tfmuscle.records import load_spec
+from tfmuscle.subjects import Subject, read_dataset, read_scans
+from tfmuscle.workflows.data import Progress, build_records, plan_spec
+
+PARTS = ("train", "validation", "test")
+
+
+def plan_training(
+    settings: Mapping[str, Any], *, recipe: Mapping[str, Any], preset: str | None = None, scale: str = "full"
+) -> TrainConfig:
+    """Decides how a model is trained: the user's settings, then the preset, then the defaults.
+
+    Args:
+        settings: fields of `TrainConfig` the user gave.
+        recipe: fields of `Supervised` the user gave.
+        preset: name of a recipe.
+        scale: "laptop" cuts width and epochs down.
+    """
+    chosen = get_preset(preset) if preset else None
+    plan = dict(chosen.training) if chosen else {}
+    if scale == "laptop":
+        plan = reduced_training(plan)
+    options = dict(plan.get("model_options", {})) if settings.get("model", plan.get("model")) == plan.get("model") else {}
+    plan |= {"preset": preset} | dict(settings)
+    plan["model_options"] = options | dict(settings.get("model_options", {}))
+    method = Supervised(**(dict(chosen.recipe) if chosen else {}) | dict(recipe))
+    if method.loss not in LOSSES:
+        raise ValueError(f"no loss is called {method.loss!r}; there are {', '.join(LOSSES)}")
+    return TrainConfig(**plan | {"scale": scale, "recipe": method})
+
+
+def fit(
+    source: str | Path, run: str | Path, config: TrainConfig, *, resume: bool = False, progress: Progress | None = None
+) -> Path:
+    """Trains on records, or on a dataset whose records are then made in `run/records` first.
+
+    Args:
+        source: folder of records, or a dataset folder.
+        run: run folder to make, or to go on with.
+        config: what to train and how.
+        resume: go on with an interrupted run.
+        progress: of the records first, then of the training.
+
+    Raises:
+        DataError: the records do not fit the model (the field is named), or a file cannot be used.
+    """
+    source, run = Path(source), Path(run)
+    if not source.is_dir():
+        raise DataError(f"{source}: there is no such folder; give records made by build-records, or a dataset")
+    if (source / "spec.json").exists():
+        records, spec = source, load_spec(source)
+    else:
+        dataset = read_dataset(source)
+        spec = plan_spec(dataset, {}, preset=config.preset, scale=config.scale, progress=progress)
+        records = run.with_name(run.name + "_records")
+    _check_fit(config, spec, records)
+    if records != source:
+        build_records(dataset, records, spec, progress=progress)
+    return training.fit(records, run, config, resume=resume, progress=progress)
+
+
+def _check_fit(config: TrainConfig, spec: DataSpec, records: Path) -> None:
+    try:
+        models.check_spec(config.model, spec)
+    except ValueError as error:
+        raise DataError(f"{records / 'spec.json'}: {error}") from error
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """What `predict` did: files written by subject, and failures with their reason."""
+
+    folder: Path
+    written: dict[str, Path]
+    failures: dict[str, str]
+
+
+def predict(
+    run: str | Path,
+    source: str | Path,
+    out: str | Path,
+    *,
+    part: str | None = None,
+    mirror: bool = True,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> PredictResult:
+    """Segments scans; each output is a label image on exactly its scan's grid.
+
+    Args:
+        run: run folder made by `fit`.
+        source: a scan, a folder of scans, a DICOM series, a folder of series, or a dataset.
+        out: folder for `<subject>.nii.gz`, or for one scan a file name.
+        part: only the subjects of the dataset that were "train", "validation" or "test" when the run was trained.
+        mirror: average over mirrored copies, exchanging left and right.
+        resume: keep predictions that are there.
+        progress: called with (scans done, scans in all, note).
+    """
+    loaded = inference.load_run(Path(run))
+    subjects = _sources(Path(source), loaded, part)
+    out = Path(out)
+    single = out.name.endswith(VOLUME_SUFFIXES)
+    if single and len(subjects) > 1:
+        raise DataError(f"{out}: one file name for {len(subjects)} scans; name a folder")
+    folder = out.parent if single else out
+    written: dict[str, Path] = {}
+    failures: dict[str, str] = {}
+    seconds: dict[str, float] = {}
+    for number, subject in enumerate(subjects):
+        path = out if single else folder / f"{subject.subject_id}.nii.gz"
+        if progress is not None:
+            progress(number, len(subjects), subject.subject_id)
+        started = time.monotonic()
+        try:
+            if not (resume and path.exists()):
+                image = subject.read_image()
+                write_volume(path, inference.predict_volume(loaded, image, mirror=mirror))
+            written[subject.subject_id] = path
+        except DataError as error:
+            failures[subject.subject_id] = str(error)
+        seconds[subject.subject_id] = round(time.monotonic() - started, 2)
+        if progress is not None:
+            progress(number + 1, len(subjects), subject.subject_id)
+    if not single:
+        write_json(folder / "predictions.json", _description(loaded, part, mirror, seconds, failures))
+    return PredictResult(folder, written, failures)
+
+
+def _sources(source: Path, run: inference.Run, part: str | None) -> tuple[Subject, ...]:
+    is_dataset = (source / "dataset.json").exists()
+    if part is None:
+        return read_dataset(source).subjects if is_dataset else read_scans(source, run.spec.channels)
+    if not is_dataset:
+        raise DataError(f"{source}: holds no dataset.json, so its {part} subjects are unknown; give the dataset")
+    wanted = read_json(run.path / "split.json")[part]
+    found = {subject.subject_id: subject for subject in read_dataset(source).subjects}
+    missing = [subject_id for subject_id in wanted if subject_id not in found]
+    if missing:
+        raise DataError(f"{source}: lacks {', '.join(missing[:5])} of the run's {part} subjects; give the run's dataset")
+    if not wanted:
+        raise DataError(f"{run.path / 'split.json'}: the run has no {part} subjects; build records with --test to hold some out")
+    return tuple(found[subject_id] for subject_id in wanted)
+
+
+def _description(run: inference.Run, part: str | None, mirror: bool, seconds: dict, failures: dict) -> dict[str, Any]:
+    about_path = run.path / "about.json"
+    about = read_json(about_path) if about_path.exists() else {}
+    return {
+        "labels": run.spec.label_map.to_dict(),
+        "run": run.path.resolve().name,
+        "dataset": run.spec.name,
+        "part": part or "all scans given",
+        "mirror": mirror,
+        "model": run.config.model,
+        "preset": run.config.preset,
+        "scale": "laptop" if "laptop" in (run.spec.scale, run.config.scale) else "full",
+        "seed": run.config.seed,
+        "fold": run.config.fold,
+        "epochs": about.get("epochs"),
+        "trained_on": about.get("hardware"),
+        "training_seconds": about.get("seconds"),
+        "made_with": provenance(),
+        "seconds": seconds,
+        "failures": failures,
+    }
+
+
+def evaluate(
+    predictions: str | Path,
+    references: str | Path,
+    out: str | Path,
+    *,
+    images: str | Path | None = None,
+    observer2: str | Path | None = None,
+    progress: Progress | None = None,
+) -> evaluation.Evaluation:
+    """Compares predictions with references and writes tables, figures and `report.html`.
+
+    Args:
+        predictions: folder made by `predict`, or any folder of label images.
+        references: folder of label images named alike, or a dataset.
+        out: folder of the report.
+        images: folder of scans, or a dataset, for the overlays; a dataset given as `references` serves as well.
+        observer2: folder of a second annotator's labels.
+        progress: called with (subjects done, subjects in all, note).
+    """
+    predictions, references = Path(predictions), Path(references)
+    note_path = predictions / "predictions.json"
+    note = read_json(note_path) if note_path.exists() else {}
+    found = _label_files(predictions)
+    truth, label_map, scans = _references(references)
+    if "labels" in note:
+        label_map = LabelMap.from_dict(note["labels"])
+    if label_map is None:
+        raise DataError(f"{references}: neither it nor {predictions} says what the labels mean; give a dataset with dataset.json")
+    expected = list(note.get("seconds", found))
+    wanted = {subject_id: truth[subject_id] for subject_id in expected if subject_id in truth}
+    if not wanted:
+        raise DataError(f"{references}: holds no reference named like the predictions {', '.join(expected[:3])}; check the names")
+    options = evaluation.EvaluationOptions(
+        images=_label_files(Path(images)) if images and not (Path(images) / "dataset.json").exists() else _scans(images) or scans,
+        observer2=_label_files(Path(observer2)) if observer2 else None,
+        failures=note.get("failures", {}),
+        context=_context(note),
+    )
+    return evaluation.evaluate(found, wanted, label_map, Path(out), options=options, progress=progress)
+
+
+def _label_files(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder; check the path")
+    files = {case_id(path): path for path in volume_files(folder)}
+    if not files:
+        raise DataError(f"{folder}: holds no image; NIfTI, NRRD or MHA files are needed")
+    return files
+
+
+def _references(folder: Path) -> tuple[dict[str, Path], LabelMap | None, dict[str, Path]]:
+    """Returns label files, label map and first-channel scans of a dataset or of a folder of label images."""
+    for root in (folder, folder.parent):
+        if (root / "dataset.json").exists():
+            dataset = read_dataset(root)
+            labels = {s.subject_id: s.labels for s in dataset.subjects if s.labels is not None}
+            scans = {s.subject_id: s.images[0] for s in dataset.subjects}
+            return (labels if root == folder else _label_files(folder)), dataset.label_map, scans
+    return _label_files(folder), None, {}
+
+
+def _scans(dataset: str | Path | None) -> dict[str, Path]:
+    return {s.subject_id: s.images[0] for s in read_dataset(dataset).subjects} if dataset else {}
+
+
+def _context(note: Mapping[str, Any]) -> dict[str, str]:
+    """Returns what a table must say about where its numbers come from."""
+    if not note:
+        return {}
+    context = {key: note.get(key) for key in ("dataset", "part", "model", "preset", "fold", "seed", "epochs", "mirror")}
+    context["trained on"] = note.get("trained_on")
+    if note.get("training_seconds"):
+        context["training time"] = f"{note['training_seconds'] / 60:.1f} min"
+    context["scale"] = "reduced" if note.get("scale") == "laptop" else "full"
+    return {key: str(value) for key, value in context.items() if value is not None}
+
+
