@@ -11,7 +11,7 @@ import tfmuscle
 
 PACKAGE = Path(tfmuscle.__file__).parent
 FLOORS = {
-    "errors": 0, "labels": 0, "volume": 0,
+    "errors": 0, "labels": 0, "volume": 0, "quiet": 0,
     "files": 1,
     "config": 2,
     "presets": 3, "io": 3, "phantom": 3, "metrics": 3, "layers": 3, "losses": 3,

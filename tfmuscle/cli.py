@@ -11,7 +11,6 @@ traceback. Subjects that failed are listed last, and the exit code is 1.
 import dataclasses
 import functools
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ import tfmuscle
 from tfmuscle.config import KINDS, DataSpec, Supervised, TrainConfig
 from tfmuscle.errors import DataError
 from tfmuscle.presets import PRESETS
+from tfmuscle.quiet import quiet_start
 
 PHANTOM_KINDS = ("bones", "thigh", "lower-limb", "ultrasound")
 FOLDER = click.Path(path_type=Path)
@@ -30,7 +30,6 @@ FOLDER = click.Path(path_type=Path)
 
 def main() -> None:
     """Runs the command line."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chatter
     tfmuscle_group()
 
 
@@ -139,7 +138,8 @@ def print_table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
 @click.argument("out", type=FOLDER, default=Path("tfmuscle-demo"))
 def demo_command(out: Path) -> None:
     """Run the whole job on synthetic legs in OUT and leave a report.html: about two minutes."""
-    from tfmuscle.workflows.demo import demo
+    with quiet_start():
+        from tfmuscle.workflows.demo import demo
 
     report = demo(out, say=click.echo, progress=Bar())
     click.echo(f"Done. Open {report} in a browser: training curves, overlays, Dice and volume tables.")
@@ -152,7 +152,8 @@ def demo_command(out: Path) -> None:
 @click.option("--kind", type=click.Choice(PHANTOM_KINDS), default="bones", show_default=True, help="what is in them")
 def phantom_command(out: Path, subjects: int, seed: int, kind: str) -> None:
     """Make a dataset of synthetic limbs with known volumes in OUT (nnU-Net layout)."""
-    from tfmuscle.workflows.data import phantom
+    with quiet_start():
+        from tfmuscle.workflows.data import phantom
 
     phantom(out, subjects=subjects, seed=seed, kind=kind, progress=Bar())
     click.echo(f"{subjects} {kind} phantoms in {out}; closed-form volumes in {out / 'volumes.json'}")
@@ -163,9 +164,10 @@ def phantom_command(out: Path, subjects: int, seed: int, kind: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="print the whole fingerprint as JSON")
 def inspect_command(dataset: Path, as_json: bool) -> None:
     """Check every scan of DATASET and print its fingerprint; exit 1 when something is wrong."""
-    from tfmuscle.files import json_text
-    from tfmuscle.planning import fingerprint_table
-    from tfmuscle.workflows.data import inspect
+    with quiet_start():
+        from tfmuscle.files import json_text
+        from tfmuscle.planning import fingerprint_table
+        from tfmuscle.workflows.data import inspect
 
     found = inspect(dataset, progress=None if as_json else Bar())
     click.echo(json_text(found) if as_json else fingerprint_table(found))
@@ -194,8 +196,9 @@ def inspect_command(dataset: Path, as_json: bool) -> None:
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="processes")
 def build_records_command(dataset: Path, out: Path, preset: str | None, scale: str, workers: int, **options: Any) -> None:
     """Turn a dataset into TFRecords; run again to complete an interrupted build."""
-    from tfmuscle.subjects import read_dataset
-    from tfmuscle.workflows.data import build_records, plan_spec
+    with quiet_start():
+        from tfmuscle.subjects import read_dataset
+        from tfmuscle.workflows.data import build_records, plan_spec
 
     index = read_dataset(dataset)
     settings = checked(sample_settings, options, preset)
@@ -253,8 +256,9 @@ def sample_settings(options: Mapping[str, Any], preset: str | None) -> dict[str,
 @click.option("--resume", is_flag=True, help="go on with an interrupted run")
 def fit_command(source: Path, run: Path, preset: str | None, scale: str, resume: bool, **options: Any) -> None:
     """Train a model on all folds but one, keeping the epoch with the best validation Dice."""
-    from tfmuscle.files import read_json
-    from tfmuscle.workflows.learning import fit, plan_training
+    with quiet_start():
+        from tfmuscle.files import read_json
+        from tfmuscle.workflows.learning import fit, plan_training
 
     options["model_options"] = checked(parse_model_options, options["model_options"]) or None
     recipe_names = {item.name for item in dataclasses.fields(Supervised)}
@@ -263,7 +267,7 @@ def fit_command(source: Path, run: Path, preset: str | None, scale: str, resume:
     config = checked(plan_training, settings, recipe=recipe, preset=preset, scale=scale)
     bar = Bar()
     try:
-        checked(fit, source, run, config, resume=resume, progress=bar)
+        fit(source, run, config, resume=resume, progress=bar)
     finally:
         bar.close()
     about = read_json(run / "about.json")
@@ -299,7 +303,8 @@ def parse_model_options(texts: tuple[str, ...]) -> dict[str, Any]:
 @click.option("--resume", is_flag=True, help="keep predictions that are there")
 def predict_command(run: Path, source: Path, out: Path, part: str | None, mirror: bool, resume: bool) -> None:
     """Segment scans; every output lies on exactly its scan's grid."""
-    from tfmuscle.workflows.learning import predict
+    with quiet_start():
+        from tfmuscle.workflows.learning import predict
 
     result = predict(run, source, out, part=part, mirror=mirror, resume=resume, progress=Bar())
     click.echo(f"{len(result.written)} scan(s) segmented in {out}")
@@ -314,7 +319,8 @@ def predict_command(run: Path, source: Path, out: Path, part: str | None, mirror
 @click.option("--observer2", type=FOLDER, help="a second annotator's labels: marks structures within human variability")
 def evaluate_command(predictions: Path, references: Path, out: Path, images: Path | None, observer2: Path | None) -> None:
     """Compare predictions with references: Dice, surface distances and volumes per subject and structure."""
-    from tfmuscle.workflows.learning import evaluate
+    with quiet_start():
+        from tfmuscle.workflows.learning import evaluate
 
     result = evaluate(predictions, references, out, images=images, observer2=observer2, progress=Bar())
     click.echo(result.table())
@@ -326,7 +332,8 @@ def evaluate_command(predictions: Path, references: Path, out: Path, images: Pat
 @click.option("--json", "as_json", is_flag=True, help="print as JSON")
 def models_command(as_json: bool) -> None:
     """List the architectures with source and parameter counts at the published input size."""
-    from tfmuscle.workflows.catalogue import list_models
+    with quiet_start():
+        from tfmuscle.workflows.catalogue import list_models
 
     _print_list(list_models(), ("name", "input_shape", "classes", "parameters", "trainable", "source"), as_json)
 
@@ -335,7 +342,8 @@ def models_command(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="print as JSON")
 def losses_command(as_json: bool) -> None:
     """List the losses with formula and source."""
-    from tfmuscle.workflows.catalogue import list_losses
+    with quiet_start():
+        from tfmuscle.workflows.catalogue import list_losses
 
     _print_list(list_losses(), ("name", "formula", "source"), as_json)
 

@@ -8,8 +8,8 @@ When an axis becomes coarser by more than `ANTIALIAS_FACTOR`, the image alone is
 sigma = (factor - 1) / 2 old voxels, as scikit-image does; otherwise thin structures would twinkle in and out. Beyond
 the field of view an image repeats its outermost voxels and labels are background; `preprocess` never looks there.
 
-Intensities are scaled once for the whole scan and per channel, so that a result does not depend on tiles. The statistics
-leave out voxels of exactly zero, which is padding or a masked background; the formula is applied to every voxel.
+Intensities are scaled once for the whole scan and per channel, so that a result does not depend on tiles. The
+statistics leave out voxels of exactly zero (padding, masked background); the formula is applied to every voxel.
 
 Memory: one float32 copy of the image on the new grid, and one of the old grid while blurring. Rejected: OpenCV's
 resize, faster by some tenths of a second, whose grid keeps the outer faces and so cannot place ours.
@@ -62,10 +62,9 @@ def preprocess(image: Volume, labels: Volume | None, spec: DataSpec) -> tuple[Vo
         image, labels = crop_to_nonzero(image, labels)
     grid = image.geometry if spec.spacing is None else image.geometry.resampled(spec.spacing)
     image = resample_image(image, grid)
-    array = np.empty((*grid.shape, image.num_channels), np.float32)
-    for channel in range(image.num_channels):
-        source = image.array[..., channel] if image.array.ndim == 4 else image.array
-        array[..., channel] = normalise(source, spec.normalisation)
+    channels = [image.array] if image.array.ndim == 3 else list(np.moveaxis(image.array, 3, 0))
+    scaled = [normalise(channel, spec.normalisation) for channel in channels]
+    array = scaled[0][..., np.newaxis] if len(scaled) == 1 else np.stack(scaled, axis=-1)
     if labels is not None:
         labels = resample_labels(labels, grid)
         indices = np.empty(grid.shape, np.int16)
@@ -76,7 +75,7 @@ def preprocess(image: Volume, labels: Volume | None, spec: DataSpec) -> tuple[Vo
 
 
 def reorient(volume: Volume, orientation: str | None) -> Volume:
-    """Returns the same voxels with the axes of `orientation`, e.g. "SPL"; None puts the last axis first, see `Volume`."""
+    """Returns the same voxels with axes as in `orientation`, e.g. "SPL"; None only reverses them, see `Volume`."""
     return volume.reoriented(orientation)
 
 
@@ -136,13 +135,13 @@ def resample_labels(volume: Volume, geometry: Geometry) -> Volume:
     if _is_separable(matrix, geometry):
         axes = zip(np.diag(matrix[:3, :3]), matrix[:3, 3], geometry.shape, strict=True)
         nearest = [_nearest(scale * np.arange(size) + shift) for scale, shift, size in axes]
-        inside = [(0 <= index) & (index < size) for index, size in zip(nearest, volume.array.shape, strict=True)]
+        inside = [(index >= 0) & (index < size) for index, size in zip(nearest, volume.array.shape, strict=True)]
         taken = [index[keep] for index, keep in zip(nearest, inside, strict=True)]
         array[np.ix_(*inside)] = volume.array[np.ix_(*taken)]
         return Volume(array, geometry, volume.source)
     for first, plane in _planes(geometry):
         index = _nearest(plane @ matrix[:3, :3].T + matrix[:3, 3])
-        inside_plane = ((0 <= index) & (index < volume.array.shape)).all(axis=-1)
+        inside_plane = ((index >= 0) & (index < volume.array.shape)).all(axis=-1)
         array[first][inside_plane] = volume.array[tuple(index[inside_plane].T)]
     return Volume(array, geometry, volume.source)
 
@@ -185,7 +184,7 @@ def normalise(array: np.ndarray, method: str) -> np.ndarray:
     """
     if method not in NORMALISATIONS:
         raise ValueError(f"normalisation {method!r} is unknown; choose one of {', '.join(NORMALISATIONS)}")
-    scaled = np.array(array, dtype=np.float32)
+    scaled = np.array(array, dtype=np.float32, order="C")
     if method == "none":
         return scaled
     if method == "minmax":

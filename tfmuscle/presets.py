@@ -74,8 +74,8 @@ PRESETS: dict[str, Preset] = {
         about="3D U-Net for the Decathlon hippocampus (1 mm, two structures); benchmarks/hippocampus.md has the figures.",
         data={
             "kind": "volumes",
-            "depth": 48,
-            "size": (64, 48),
+            "depth": 40,
+            "size": (56, 40),
             "spacing": (1.0, 1.0, 1.0),
             "folds": 5,
             "test": 40,

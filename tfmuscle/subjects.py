@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel
+import nibabel as nib
 import numpy as np
 
 from tfmuscle.errors import DataError
@@ -75,10 +75,10 @@ class Subject:
 
     def _check_stored_channels(self) -> None:
         for path in dict.fromkeys(self.images):
-            if (wanted := self.images.count(path)) > 1 and path.name.endswith((".nii", ".nii.gz")):
-                stored = int(np.prod(nibabel.load(path).shape[3:]))
-                if stored != wanted:
-                    raise DataError(f"{path}: has {stored} channels, {wanted} are declared; correct one of them")
+            if (wanted := self.images.count(path)) > 1 and path.name.lower().endswith((".nii", ".nii.gz")):
+                stored = nib.load(path)
+                if isinstance(stored, nib.Nifti1Image) and (count := int(np.prod(stored.shape[3:]))) != wanted:
+                    raise DataError(f"{path}: has {count} channels, {wanted} are declared; correct one of them")
 
     def read_labels(self, label_map: LabelMap) -> Volume:
         """Reads the labels `(I, J, K)` as ids in the smallest unsigned type.
@@ -90,10 +90,11 @@ class Subject:
             raise DataError(f"{self.images[0]}: subject {self.subject_id} has no labels; add a label file")
         volume = read_volume(self.labels)
         values = _distinct(volume.array)
-        broken = [float(value) for value in values if not np.isfinite(value) or value != np.rint(value)]
+        broken = [f"{value:g}" for value in values if not np.isfinite(value) or value != np.rint(value)]
         if broken:
-            shown = ", ".join(f"{value:g}" for value in broken[:3])
-            raise DataError(f"{self.labels}: labels must be whole numbers, found {shown}; resample labels by nearest")
+            raise DataError(
+                f"{self.labels}: labels must be whole numbers, found {_shorten(broken)}; resample by nearest"
+            )
         if unknown := label_map.unknown_ids(values):
             known = _shorten(f"{key} {name}" for key, name in label_map.names.items())
             raise DataError(f"{self.labels}: label ids {_shorten(unknown)} are not among {known}; name or remove them")
@@ -111,7 +112,7 @@ class Subject:
         image = self.read_image()
         if self.labels is None:
             return image, None
-        return image, _on_grid_of(image, self.read_labels(label_map), self.labels)
+        return image, _on_grid_of(image, self.read_labels(label_map))
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def read_dataset(path: str | Path, *, descriptor: str | Path | None = None) -> D
         descriptor: a `dataset.json` kept elsewhere that describes the folder, such as those in `datasets/`.
 
     Raises:
-        DataError: no folder, no or bad `dataset.json`, no subjects, or a path that leaves the folder.
+        DataError: no such folder, no or bad `dataset.json`, no scans, or a path that leaves the folder.
     """
     path = Path(path)
     root, index = (path.parent, path) if path.is_file() else (path, path / "dataset.json")
@@ -171,15 +172,11 @@ def _read_layout(root: Path, content: Any) -> Dataset:
     else:
         channels = _channel_names(content.get("channel_names", content.get("modality")))
         subjects = _nnunet_subjects(root, content, len(channels))
-    return Dataset(
-        root=root,
-        name=str(content.get("name") or root.resolve().name),
-        label_map=LabelMap.from_dict(content[labels_key]),
-        channels=channels,
-        subjects=tuple(subjects),
-        licence=str(content.get("licence", content.get("license", ""))),
-        citation=str(content.get("citation", content.get("reference", ""))),
-    )
+    name = str(content.get("name") or root.resolve().name)
+    licence = str(content.get("licence", content.get("license", "")))
+    citation = str(content.get("citation", content.get("reference", "")))
+    label_map = LabelMap.from_dict(content[labels_key])
+    return Dataset(root, name, label_map, channels, tuple(subjects), licence, citation)
 
 
 def _described_subjects(root: Path, content: Mapping[str, Any], channels: tuple[str, ...]) -> list[Subject]:
@@ -250,9 +247,8 @@ def _nnunet_subjects(root: Path, content: Mapping[str, Any], num_channels: int) 
 
 
 def _names_with(folder: Path, ending: str) -> list[str]:
-    files = folder.iterdir() if folder.is_dir() else ()
-    names = sorted(file.name for file in files if file.name.endswith(ending) and not file.name.startswith("."))
-    return [name.removesuffix(ending) for name in names]
+    names = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
+    return [name.removesuffix(ending) for name in names if name.endswith(ending) and not name.startswith(".")]
 
 
 def _inside(root: Path, text: Any) -> Path:
@@ -284,9 +280,9 @@ def read_scans(path: str | Path, channels: tuple[str, ...]) -> tuple[Subject, ..
     if not path.exists():
         raise DataError(f"{path}: there is no such file or folder; check the path")
     if path.is_file():
-        match = _CHANNEL_NUMBER.fullmatch(case_id(path)) if len(channels) > 1 else None
-        family = [path] if match is None else volume_files(path.parent)
-        subjects = _grouped([one for one in family if one == path or case_id(one)[:-5] == match["id"]], len(channels))
+        together = len(channels) > 1 and _CHANNEL_NUMBER.fullmatch(case_id(path))
+        files = [one for one in volume_files(path.parent) if case_id(one)[:-5] == case_id(path)[:-5]]
+        subjects = _grouped(files if together else [path], len(channels))
     elif is_dicom_folder(path):
         subjects = [Subject(path.resolve().name, (path,))]
     else:
@@ -339,7 +335,7 @@ def assign_folds(subject_ids: Iterable[str], *, folds: int, test: float = 0.0, s
         raise ValueError(f"folds is {folds} and test {test}; give a fold at least, and test as a share or a count")
     held_out = int(test) if test >= 1 else max(round(test * len(ids)), int(test > 0))
     if len(ids) - held_out < folds:
-        raise ValueError(f"{len(ids)} subjects, {held_out} held out, do not fill {folds} folds; use fewer folds")
+        raise DataError(f"{len(ids)} subjects, {held_out} held out, do not fill {folds} folds; use fewer folds")
     return {key: TEST if rank < held_out else (rank - held_out) % folds for rank, key in enumerate(ids)}
 
 
@@ -358,8 +354,8 @@ def read_checked(subject: Subject, dataset: Dataset) -> tuple[Volume | None, Vol
         problems.append(str(error))
     try:
         labels = None if subject.labels is None else subject.read_labels(dataset.label_map)
-        if image is not None and labels is not None and subject.labels is not None:
-            labels = _on_grid_of(image, labels, subject.labels)
+        if image is not None and labels is not None:
+            labels = _on_grid_of(image, labels)
     except DataError as error:
         problems.append(str(error))
     return image, labels, problems
@@ -372,9 +368,6 @@ def check_subject(subject: Subject, dataset: Dataset) -> list[str]:
 
 def _read_channel(path: Path, channel: int | None) -> Volume:
     volume = read_volume(path, channel=channel)
-    if volume.array.ndim != 3 or volume.array.dtype.kind not in "biuf":
-        kind, shape = volume.array.dtype, volume.array.shape
-        raise DataError(f"{path}: {kind} voxels, shape {shape}; one real number per voxel is needed")
     with np.errstate(over="ignore"):
         array = volume.array.astype(np.float32, copy=False)
     if not (np.isfinite(array.min()) and np.isfinite(array.max())):
@@ -388,10 +381,10 @@ def _distinct(array: np.ndarray) -> np.ndarray:
     return np.unique(np.concatenate([np.unique(slab) for slab in array]))
 
 
-def _on_grid_of(image: Volume, labels: Volume, path: Path) -> Volume:
+def _on_grid_of(image: Volume, labels: Volume) -> Volume:
     if not labels.geometry.same_grid(image.geometry):
         difference = _difference(labels.geometry, image.geometry)
-        raise DataError(f"{path}: labels on another grid than {image.source} ({difference}); resample them by nearest")
+        raise DataError(f"{labels.source}: on another grid than {image.source} ({difference}); resample by nearest")
     return Volume(labels.array, image.geometry, labels.source)
 
 

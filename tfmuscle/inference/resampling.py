@@ -1,15 +1,14 @@
 """Probability slabs on the network's grid become labels on the scan's grid, without ever holding classes x voxels.
 
-Terms. The *grid* is where the network spoke (after preprocessing), the *target* is the scan's own. Preprocessing permutes,
-flips, crops and rescales axes but never rotates, so each target axis runs along exactly one grid axis, and linear
-interpolation is separable: `coordinate = scale * index + shift` on each axis. Slabs arrive along grid axis 0; a target
-slice is made as soon as the two grid slices around it are there: interpolate between them, interpolate in-plane
-(one sparse matrix with four weights per pixel, applied to all classes at once), take the largest class.
+Terms. The *grid* is where the network spoke (after preprocessing), the *target* is the scan's own. Preprocessing
+permutes, flips, crops and rescales axes but never rotates, so each target axis runs along exactly one grid axis, and
+linear interpolation is separable: `coordinate = scale * index + shift` on each axis. Slabs arrive along grid axis 0; a
+target slice is made as soon as the two grid slices around it are there: interpolate between them, interpolate in-plane
+(one sparse matrix with four weights per pixel, applied to all classes at once), take the largest class. Labels are the
+class of the largest *interpolated probability*, never interpolated labels; of equal classes, the first.
 
-Labels are the class of the largest *interpolated probability*, never interpolated labels.
-
-The rim. A target voxel whose centre lies beyond the last grid centre takes the value of that last voxel (edge clamping: the
-grid voxel is there, only its centre is not) up to `RIM_VOXELS` grid voxels; farther out it was cropped away and is
+The rim. A target voxel whose centre lies beyond the last grid centre takes the value of that last voxel (edge clamping:
+the grid voxel is there, only its centre is not) up to `RIM_VOXELS` grid voxels; farther out it was cropped away and is
 background. `RIM_VOXELS` is half a voxel for the voxel's own extent plus a quarter, because `Geometry.resampled` rounds
 the shape and may lose a quarter of a voxel at each face.
 
@@ -36,7 +35,7 @@ ROTATION_VOXELS = 1e-2
 
 @dataclass(frozen=True, eq=False)
 class _Axis:
-    """How one grid axis is sampled: target index `inside[n]` sits `weight[n]` of the way from `lower[n]` to the next."""
+    """How one grid axis is sampled: voxel n of `inside` lies `weight[n]` of the way from `lower[n]` to the next one."""
 
     size: int
     inside: slice
@@ -149,7 +148,7 @@ def labels_on_grid(
         needed = depth.lower[waiting[-1]] if waiting else last + 1
         held = {n: probabilities.copy() for n, probabilities in held.items() if n >= needed}
     if waiting:
-        raise ValueError(f"probabilities end before slice {grid.shape[0] - 1} of a grid of shape {grid.shape}; give all")
+        raise ValueError(f"probabilities end before slice {grid.shape[0] - 1} of {grid.shape}; give all slices")
     return labels
 
 

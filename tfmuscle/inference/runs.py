@@ -1,15 +1,15 @@
 """A run folder opened for prediction.
 
-`fit` leaves `spec.json` (how scans become samples), `train.json` (how the network was trained) and `best.keras` (the weights
-with the best validation Dice), and at the very end `done.json`. Prediction needs the first three and no settings of its own.
-A run that has not ended is allowed, because the best weights so far are often worth a look; `Run.warning` says so.
+`fit` leaves `spec.json` (how scans become samples), `train.json` (how the network was trained) and `best.keras` (the
+weights with the best validation Dice), and at the very end `done.json`. Prediction needs the first three and no
+settings of its own. A run that has not ended is allowed, because the best weights so far are often worth a look;
+`Run.warning` says so.
 
-The compiled forward pass belongs to the run, so that a folder of scans traces the network once. It has a free batch axis:
-the last, smaller batch of a scan does not trace it again, as it would in `predict_on_batch`.
+The compiled forward pass belongs to the run, so that a folder of scans traces the network once. It has a free batch
+axis, so that the last, smaller batch of a scan does not trace it again.
 """
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,8 @@ class Run:
     warning: str = ""
 
     @functools.cached_property
-    def forward(self) -> Callable[[tf.Tensor], tf.Tensor]:
-        """Maps images `(B, *spec.input_shape)` to probabilities `(B, *spec.label_shape, num_classes)`, compiled once."""
+    def forward(self) -> Any:
+        """Maps images `(B, *spec.input_shape)` to probabilities `(B, *label_shape, num_classes)`, compiled once."""
         signature = tf.TensorSpec((None, *self.spec.input_shape), tf.float32)
 
         @tf.function(input_signature=[signature], autograph=False)
@@ -59,7 +59,7 @@ class Run:
 
 
 def _main_output(model: keras.Model, outputs: Any) -> Any:
-    """Returns the output called `probabilities`, else the first one (deep supervision puts the full resolution first)."""
+    """Returns the output called `probabilities`, else the first one (full resolution under deep supervision)."""
     if isinstance(outputs, dict):
         return outputs[MAIN_OUTPUT] if MAIN_OUTPUT in outputs else next(iter(outputs.values()))
     if isinstance(outputs, list | tuple):
@@ -79,10 +79,14 @@ def load_run(run: str | Path) -> Run:
         raise DataError(f"{path}: there is no such folder; give the run folder that 'tfmuscle fit -o' wrote")
     missing = [name for name in (SPEC_FILE, CONFIG_FILE) if not (path / name).is_file()]
     if missing:
-        raise DataError(f"{path}: not a run folder ({', '.join(missing)} missing); give the one 'tfmuscle fit -o' wrote")
+        raise DataError(
+            f"{path}: not a run folder ({', '.join(missing)} missing); give the one 'tfmuscle fit -o' wrote"
+        )
     spec, config = DataSpec.load(path / SPEC_FILE), TrainConfig.load(path / CONFIG_FILE)
     if not (path / WEIGHTS_FILE).is_file():
-        raise DataError(f"{path}: {WEIGHTS_FILE} is missing, no epoch has ended yet; continue with 'tfmuscle fit --resume'")
+        raise DataError(
+            f"{path}: {WEIGHTS_FILE} is missing, no epoch has ended yet; continue with 'tfmuscle fit --resume'"
+        )
     unfinished = f"{path}: training has not finished; the best weights so far are used, 'tfmuscle fit --resume' goes on"
     warning = "" if (path / DONE_FILE).is_file() else unfinished
     loaded = Run(models.load(path / WEIGHTS_FILE), spec, config, path, warning)

@@ -1,8 +1,8 @@
 """Scans and surfaces in files.
 
-`read_volume` finds the format: a folder is a DICOM series, a file is what its name says, and a file with an unknown name is
-DICOM if it starts like one. Everything that comes out is a `Volume` on its grid in RAS+ millimetres, `(I, J, K)`, in the
-number type of the file; everything that goes in is written whole or not at all.
+`read_volume` finds the format: a folder is a DICOM series, a file is what its name says, and a file with an unknown
+name is DICOM if it starts like one. Everything that comes out is a `Volume` on its grid in RAS+ millimetres, `(I, J,
+K)`, in the number type of the file; everything that goes in is written whole or not at all.
 """
 
 from pathlib import Path
@@ -76,7 +76,8 @@ def volume_files(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder; check the path")
-    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".") and _suffix(path))
+    files = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return sorted(path for path in files if _suffix(path))
 
 
 def case_id(path: str | Path) -> str:

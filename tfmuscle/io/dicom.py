@@ -1,15 +1,15 @@
 """A folder of single-frame DICOM files as one volume, through pydicom.
 
 DICOM's world is LPS and ends here. `ImageOrientationPatient` gives the directions in which the column index and the row
-index grow; the array is `(I, J, K)` = (column, row, slice), so the affine's first two columns are those directions times the
-pixel size, and the third is the step from slice to slice. Slices are sorted by their position along the normal of the image
-plane, never by file name or instance number, which scanners and archives rewrite.
+index grow; the array is `(I, J, K)` = (column, row, slice), so the affine's first two columns are those directions
+times the pixel size, and the third is the step from slice to slice. Slices are sorted by their position along the
+normal of the image plane, never by file name or instance number, which scanners and archives rewrite.
 
-A series is refused rather than guessed at: two series in a folder, several images at one place (echoes, time points), missing
-slices, uneven spacing, gantry tilt, colour. Multi-frame files and Siemens mosaics are not read yet.
+A series is refused rather than guessed at: two series in a folder, several images at one place (echoes, time points),
+missing slices, uneven spacing, gantry tilt, colour. Multi-frame files and Siemens mosaics are not read yet.
 
-No message names a patient: pydicom's own warnings, which may quote any value, are silenced, only the tags named below are
-read, and a series description that repeats the patient's name or number is withheld.
+No message names a patient: pydicom's own warnings, which may quote any value, are silenced, only the tags named below
+are read, and a series description that repeats the patient's name or number is withheld.
 """
 
 import re
@@ -50,7 +50,7 @@ _TAGS = [
 _COSINE_TOLERANCE = 1e-3
 """Directions that differ by less (0.06 degrees) are one direction: above rounding in headers."""
 _GAP_TOLERANCE = 0.02
-"""Slices may lie off their even place by this share of the slice distance: above rounding, far below a missing slice."""
+"""Slices may lie off their even place by this share of the slice distance: far below a missing slice."""
 _GAP_TOLERANCE_MM = 0.01
 _CONVERT = "convert the series with dcm2niix and use the NIfTI"
 
@@ -67,11 +67,11 @@ def is_dicom_file(path: str | Path) -> bool:
 def read_dicom(path: str | Path) -> Volume:
     """Reads one single-frame series, a folder or a single file, as `(I, J, K)` with its affine in mm (RAS+).
 
-    Stored numbers keep their type when every rescale slope is 1 and every intercept 0, else they become float32. A series of
-    one slice takes its thickness as spacing.
+    Stored numbers keep their type when every rescale slope is 1 and every intercept 0, else they become float32. A
+    series of one slice takes its thickness as spacing.
 
     Raises:
-        DataError: no series, more than one, or one that is no evenly spaced stack of grey images; the message says which.
+        DataError: no series, more than one, or one that is no evenly spaced stack of grey images.
     """
     path = Path(path)
     with warnings.catch_warnings():
@@ -118,11 +118,16 @@ def _read_header(file: Path, *, pixels: bool = False) -> FileDataset:
         header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS, force=True)
     except Exception as error:  # a damaged file can make pydicom raise anything
         raise DataError(f"{file}: a damaged DICOM file ({type(error).__name__}); copy the series again") from error
-    if header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage or file.name.upper() == "DICOMDIR":
+    is_directory = header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage
+    if is_directory or file.name.upper() == "DICOMDIR":
         header.Rows = None
     elif not is_dicom_file(file) and "SOPClassUID" not in header:
         raise DataError(f"{file}: called a DICOM file but it is none; copy the series again or remove the file")
     return header
+
+
+def _file(header: FileDataset) -> Path:
+    return Path(str(header.filename))
 
 
 def _check_one_series(path: Path, headers: list[FileDataset]) -> None:
@@ -132,7 +137,8 @@ def _check_one_series(path: Path, headers: list[FileDataset]) -> None:
     if len(series) > 1:
         parts = [f"{len(files)} files {_description(files[0])}" for files in series.values()]
         more = f" and {len(parts) - 8} more" if len(parts) > 8 else ""
-        raise DataError(f"{path}: {len(series)} series: {', '.join(parts[:8])}{more}; give each series a folder of its own")
+        listed = ", ".join(parts[:8]) + more
+        raise DataError(f"{path}: {len(series)} series: {listed}; give each series a folder of its own")
 
 
 def _description(header: FileDataset) -> str:
@@ -171,7 +177,7 @@ def _integer(header: FileDataset, keyword: str, default: int) -> int:
     try:
         return default if value in (None, "") else int(value)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{header.filename}: {keyword} is not a number; copy or export the series again") from error
+        raise DataError(f"{_file(header)}: {keyword} is not a number; copy or export the series again") from error
 
 
 def _numbers(header: FileDataset, keyword: str, count: int) -> np.ndarray:
@@ -181,7 +187,7 @@ def _numbers(header: FileDataset, keyword: str, count: int) -> np.ndarray:
     except (KeyError, TypeError, ValueError):
         values = np.empty(0)
     if values.shape != (count,) or not np.isfinite(values).all():
-        raise DataError(f"{header.filename}: no usable {keyword}, so the image has no place in the patient; {_CONVERT}")
+        raise DataError(f"{_file(header)}: no usable {keyword}, so the image has no place in the patient; {_CONVERT}")
     return values
 
 
@@ -197,7 +203,7 @@ def _check_alike(path: Path, headers: list[FileDataset]) -> None:
         raise DataError(f"{path}: PixelSpacing from {low} to {high} mm; one positive pixel size is needed, {_CONVERT}")
     cosines = np.array([_numbers(header, "ImageOrientationPatient", 6) for header in headers])
     if np.abs(cosines - cosines[0]).max() > _COSINE_TOLERANCE:
-        raise DataError(f"{path}: images of different orientation (a localiser?); keep one stack of slices in the folder")
+        raise DataError(f"{path}: images of different orientation (a localiser?); keep one stack in the folder")
     row, column = cosines[0, :3], cosines[0, 3:]
     if np.abs([row @ row - 1, column @ column - 1, row @ column]).max() > 10 * _COSINE_TOLERANCE:
         raise DataError(f"{path}: ImageOrientationPatient {cosines[0].tolist()} is no pair of directions; {_CONVERT}")
@@ -229,7 +235,8 @@ def _slice_step(path: Path, headers: list[FileDataset], positions: np.ndarray, n
     if gaps.min() < _GAP_TOLERANCE_MM:
         places = 1 + int((gaps >= _GAP_TOLERANCE_MM).sum())
         raise DataError(
-            f"{path}: {count} images at {places} positions (echoes or time points?); keep one image per position in the folder"
+            f"{path}: {count} images at {places} positions (echoes or time points?); "
+            "keep one image per position in the folder"
         )
     distance = float(np.median(gaps))
     even = depths[0] + np.arange(count) * (depths[-1] - depths[0]) / (count - 1)
@@ -241,7 +248,8 @@ def _slice_step(path: Path, headers: list[FileDataset], positions: np.ndarray, n
     step = (positions[-1] - positions[0]) / (count - 1)
     aside = np.linalg.norm(step - (step @ normal) * normal) / np.linalg.norm(step)
     if aside > 2 * _COSINE_TOLERANCE:
-        raise DataError(f"{path}: slices are shifted sideways by {np.degrees(np.arcsin(aside)):.2f}° (tilted gantry); {_CONVERT}")
+        angle = np.degrees(np.arcsin(aside))
+        raise DataError(f"{path}: slices are shifted sideways by {angle:.2f}° (tilted gantry); {_CONVERT}")
     return step
 
 
@@ -253,14 +261,14 @@ def _thickness(header: FileDataset) -> float:
             value = 0.0
         if np.isfinite(value) and value > 0:
             return value
-    raise DataError(f"{header.filename}: one slice without SliceThickness has no volume; {_CONVERT}")
+    raise DataError(f"{_file(header)}: one slice without SliceThickness has no volume; {_CONVERT}")
 
 
 def _read_pixels(path: Path, headers: list[FileDataset]) -> np.ndarray:
     """Reads the slices one by one into `(I, J, K)`, rescaled where the files ask for it."""
     slices, scales = [], []
     for header in headers:
-        dataset = _read_header(Path(header.filename), pixels=True)
+        dataset = _read_header(_file(header), pixels=True)
         slices.append(_stored_pixels(dataset))
         scales.append(_rescale(dataset))
     if all(scale == (1.0, 0.0) for scale in scales) and len({image.dtype for image in slices}) == 1:
@@ -278,10 +286,12 @@ def _stored_pixels(dataset: FileDataset) -> np.ndarray:
     try:
         image = dataset.pixel_array
     except Exception as error:  # a damaged file can make pydicom raise anything
-        raise DataError(f"{dataset.filename}: its pixels cannot be read ({type(error).__name__}); copy the series again") from error
+        reason = type(error).__name__
+        raise DataError(f"{_file(dataset)}: its pixels cannot be read ({reason}); copy the series again") from error
     image = image.reshape(image.shape[-2:]) if image.ndim > 2 and image.shape[0] == 1 else image
     if image.shape != expected:
-        raise DataError(f"{dataset.filename}: pixels of shape {image.shape}, {expected} are promised; copy the series again")
+        found = f"pixels of shape {image.shape}, {expected} are promised"
+        raise DataError(f"{_file(dataset)}: {found}; copy the series again")
     unused = 8 * image.dtype.itemsize - _integer(dataset, "BitsStored", 8 * image.dtype.itemsize)
     if image.dtype.kind in "iu" and unused > 0:
         image = (image << unused) >> unused
@@ -290,9 +300,9 @@ def _stored_pixels(dataset: FileDataset) -> np.ndarray:
 
 def _rescale(dataset: FileDataset) -> tuple[float, float]:
     try:
-        slope, intercept = (float(dataset.get(key, default)) for key, default in (("RescaleSlope", 1), ("RescaleIntercept", 0)))
+        slope, intercept = float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0))
     except (TypeError, ValueError):
         slope = intercept = float("nan")
     if not np.isfinite([slope, intercept]).all():
-        raise DataError(f"{dataset.filename}: no usable RescaleSlope and RescaleIntercept; copy or export the series again")
+        raise DataError(f"{_file(dataset)}: no usable RescaleSlope and RescaleIntercept; export the series again")
     return slope, intercept

@@ -1,12 +1,12 @@
 """Triangle surfaces in PLY and STL files, ASCII and binary.
 
 Vertices of a `Mesh` are in RAS+ millimetres. Files do not say in which space they are, except that 3D Slicer writes
-`SPACE=LPS` or `SPACE=RAS` into the header; that is believed unless the caller says otherwise, and without it RAS is taken.
-LPS to RAS turns x and y around, a half turn about z, so that faces keep looking outward.
+`SPACE=LPS` or `SPACE=RAS` into the header; that is believed unless the caller says otherwise, and without it RAS is
+taken. LPS to RAS turns x and y around, a half turn about z, so that faces keep looking outward.
 
-An STL file repeats every corner; equal corners are merged. PLY polygons are cut into fans of triangles. Whatever a header
-promises is compared with the size of the file before memory is asked for. An ASCII PLY is turned into a binary one in which
-every number is a double, so that one reader serves both.
+An STL file repeats every corner; equal corners are merged. PLY polygons are cut into fans of triangles. Whatever a
+header promises is compared with the size of the file before memory is asked for. An ASCII PLY is turned into a binary
+one in which every number is a double, so that one reader serves both.
 """
 
 import re
@@ -24,8 +24,18 @@ from tfmuscle.volume import Mesh
 _HEADER_BYTES = 1 << 16
 _STL_HEADER, _STL_TRIANGLE = 84, np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
 _PLY_TYPES = {
-    **{"char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2", "ushort": "u2", "uint16": "u2"},
-    **{"int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4", "float": "f4", "float32": "f4", "double": "f8", "float64": "f8"},
+    **{
+        "char": "i1",
+        "uchar": "u1",
+        "short": "i2",
+        "ushort": "u2",
+        "int": "i4",
+        "uint": "u4",
+        "float": "f4",
+        "double": "f8",
+    },
+    **{"int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4"},
+    **{"float32": "f4", "float64": "f8"},
 }
 _PLY_ORDERS = {"ascii": "<", "binary_little_endian": "<", "binary_big_endian": ">"}
 _HALF_TURN = np.array([-1.0, -1.0, 1.0])
@@ -57,7 +67,7 @@ def read_mesh(path: str | Path, *, space: str | None = None) -> Mesh:
         return Mesh(vertices, faces, str(path))
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file; check the path") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: not a usable surface ({one_line(error)}); export it again") from error
 
 
@@ -96,7 +106,10 @@ class _Element:
         """Row layout if every list has `list_length` entries; a list `x` becomes `x#` (its length) and `x`."""
         fields: list[tuple] = []
         for name, kind, length_kind in self.properties:
-            fields += [(name, kind)] if length_kind is None else [(f"{name}#", length_kind), (name, kind, (list_length,))]
+            if length_kind is None:
+                fields.append((name, kind))
+            else:
+                fields += [(f"{name}#", length_kind), (name, kind, (list_length,))]
         return np.dtype(fields)
 
     @property

@@ -1,16 +1,19 @@
 """NIfTI-1 and NIfTI-2 files through nibabel.
 
-The place in space is the sform if its code is above 0, else the qform, else the voxel sizes as nibabel reads them (axis 0
-towards the left, origin in the middle). NIfTI is RAS+ like the world of `volume.py`, so nothing is converted. A file with
-neither code nor voxel sizes is refused: nibabel would read it as 1 mm, and every millilitre measured on it would be made up.
+The place in space is the sform if its code is above 0, else the qform, else the voxel sizes as nibabel reads them (axis
+0 towards the left, origin in the middle). NIfTI is RAS+ like the world of `volume.py`, so nothing is converted. A file
+with neither code nor voxel sizes is refused: nibabel would read it as 1 mm, and every millilitre measured on it would
+be made up.
 
-Numbers keep the type of the file as long as its scale is 1 and 0; otherwise they become float32. NaN and infinity are read
-as they are: whether they are allowed depends on what the file is for, which `subjects.py` knows.
+Numbers keep the type of the file as long as its scale is 1 and 0; otherwise they become float32. NaN and infinity are
+read as they are: whether they are allowed depends on what the file is for, which `subjects.py` knows.
 
-Written files carry the same affine as sform and qform (code 1, scanner), no scaling, and millimetres. A sheared grid has no
-qform (code 0), because a qform cannot hold a shear: programs that need one then refuse the file instead of misplacing it.
+Written files carry the same affine as sform and qform (code 1, scanner), no scaling, and millimetres. A sheared grid
+has no qform (code 0), because a qform cannot hold a shear: programs that need one then refuse the file instead of
+misplacing it.
 """
 
+import gzip
 import math
 import zlib
 from pathlib import Path
@@ -19,6 +22,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError
 
 from tfmuscle.errors import DataError
@@ -27,6 +31,7 @@ from tfmuscle.volume import GRID_TOLERANCE_MM, Geometry, Volume
 
 _GZIP_MAX_RATIO = 1032
 """Deflate cannot shrink more than this, so a header that promises more bytes is a lie or the file is cut off."""
+_CHUNK_BYTES = 1 << 20
 _READ_ERRORS = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, OverflowError, zlib.error)
 
 
@@ -38,7 +43,7 @@ def read_nifti(path: str | Path, *, channel: int | None = None) -> Volume:
         channel: which channel (last axis) to take from an image that has several.
 
     Raises:
-        DataError: the file is missing, damaged, no NIfTI, has no place in space, or has several channels and none was chosen.
+        DataError: the file is missing, damaged, no NIfTI, without place in space, or of several channels, none chosen.
     """
     path = Path(path)
     try:
@@ -54,7 +59,7 @@ def read_nifti(path: str | Path, *, channel: int | None = None) -> Volume:
     try:
         return Volume(array, Geometry(array.shape, image.affine), str(path))
     except ValueError as error:
-        raise DataError(f"{path}: no usable place in space ({one_line(error)}); export it again or mend its header") from error
+        raise DataError(f"{path}: no usable place in space ({one_line(error)}); export it again") from error
 
 
 def _check_promises(path: Path, image: nib.Nifti1Image) -> None:
@@ -67,7 +72,7 @@ def _check_promises(path: Path, image: nib.Nifti1Image) -> None:
     ratio = _GZIP_MAX_RATIO if path.suffix.lower() == ".gz" else 1
     if promised > ratio * path.stat().st_size:
         size = path.stat().st_size
-        raise DataError(f"{path}: cut off, {promised} bytes are promised and the file has {size}; copy or export it again")
+        raise DataError(f"{path}: cut off, {promised} bytes are promised and it has {size}; copy or export it again")
     if image.header["sform_code"] > 0:
         return
     with image.file_map["image"].get_prepare_fileobj("rb") as file:
@@ -89,14 +94,23 @@ def _read_array(path: Path, image: nib.Nifti1Image, channel: int | None) -> np.n
     index += [number if axis in wide else 0 for axis in range(3, len(shape))]
     try:
         array = np.asarray(image.dataobj[tuple(index)])
+        if path.suffix.lower() == ".gz":
+            _check_gzip(path)
     except _READ_ERRORS as error:
         raise DataError(f"{path}: damaged or cut off ({one_line(error)}); copy or export it again") from error
-    proxy = image.dataobj
+    proxy: Any = image.dataobj  # the header forgets its scale once nibabel has handed it to the data
     is_scaled = (proxy.slope, proxy.inter) != (1, 0)
     dtype = np.dtype(np.float32) if is_scaled else array.dtype.newbyteorder("=")
     if dtype.kind == "f" and dtype.itemsize > 8:
         dtype = np.dtype(np.float64)
     return array.astype(dtype, copy=False).reshape(spatial, order="F")
+
+
+def _check_gzip(path: Path) -> None:
+    """Reads a gzip file to its end, where the checksum is; nibabel stops before."""
+    with gzip.open(path) as file:
+        while file.read(_CHUNK_BYTES):
+            pass
 
 
 def chosen_channel(path: Path, count: int, channel: int | None) -> int:
@@ -106,9 +120,9 @@ def chosen_channel(path: Path, count: int, channel: int | None) -> int:
         DataError: several channels and none chosen, or one that the file does not have.
     """
     if channel is None and count != 1:
-        raise DataError(f"{path}: {count} channels or time points where one is needed; choose a channel or split the file")
+        raise DataError(f"{path}: {count} channels or time points, one is needed; choose a channel or split the file")
     if not 0 <= (channel or 0) < count:
-        raise DataError(f"{path}: channel {channel} was asked for and the file has {count}; choose from 0 to {count - 1}")
+        raise DataError(f"{path}: channel {channel} was asked for, it has {count}; choose from 0 to {count - 1}")
     return channel or 0
 
 
@@ -127,8 +141,9 @@ def write_nifti(path: str | Path, volume: Volume) -> None:
     if np.abs((image.get_qform() - affine) @ corner).max() > GRID_TOLERANCE_MM:
         image.set_qform(None, code=0)
     image.header.set_xyzt_units("mm")
-    with atomic_path(path) as temporary:
-        nib.save(image, temporary)
+    # opened here because nibabel's own save leaves the file open when the disk is full
+    with atomic_path(path) as temporary, ImageOpener(str(temporary), mode="wb") as file:
+        image.to_stream(file)  # type: ignore[arg-type]
 
 
 def storable(array: np.ndarray) -> np.ndarray:

@@ -1,14 +1,18 @@
 """NRRD, MetaImage, TIFF and PNG files through SimpleITK.
 
-SimpleITK speaks LPS and orders arrays `(k, j, i)`; both end here: the affine is `diag(-1, -1, 1, 1)` times SimpleITK's, and
-arrays are `(I, J, K)`. A direction with negative determinant is kept as it is, never made right-handed.
+SimpleITK speaks LPS and orders arrays `(k, j, i)`; both end here: the affine is `diag(-1, -1, 1, 1)` times SimpleITK's,
+and arrays are `(I, J, K)`. A direction with negative determinant is kept as it is, never made right-handed.
 
-NRRD and MetaImage files must say how large a voxel is. A TIFF or PNG has no place in the patient and is put at the origin
-with the pixel size SimpleITK finds in it (1 mm if none); a 2D image is one slice of 1 mm.
+NRRD and MetaImage files must say how large a voxel is. A TIFF or PNG has no place in the patient: it lies at the origin
+with pixels of 1 mm, a 2D image is one slice of 1 mm. Its dots per inch are ignored, because they are what some program
+wrote for printing and differ between an image and its own mask. Grey values stored as red = green = blue are grey.
+
+The checksum of a compressed MetaImage is verified here: ITK does not look at it and returns damaged voxels.
 """
 
 import math
 import re
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -21,63 +25,119 @@ from tfmuscle.volume import Geometry, Volume
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _HEADER_BYTES = 1 << 16
+_CHUNK_BYTES = 1 << 20
+_NRRD_VOXEL_SIZE = rb"(?im)^(spacings|space directions)\s*:"
+_META_VOXEL_SIZE = rb"(?im)^(ElementSpacing|ElementSize)\s*="
 _VOXEL_SIZE = {
-    ".nrrd": rb"(?im)^(spacings|space directions)\s*:",
-    ".nhdr": rb"(?im)^(spacings|space directions)\s*:",
-    ".mha": rb"(?im)^(ElementSpacing|ElementSize)\s*=",
-    ".mhd": rb"(?im)^(ElementSpacing|ElementSize)\s*=",
+    ".nrrd": _NRRD_VOXEL_SIZE,
+    ".nhdr": _NRRD_VOXEL_SIZE,
+    ".mha": _META_VOXEL_SIZE,
+    ".mhd": _META_VOXEL_SIZE,
 }
+_META_BYTES = {b"CHAR": 1, b"UCHAR": 1, b"SHORT": 2, b"USHORT": 2, b"INT": 4, b"UINT": 4, b"FLOAT": 4, b"DOUBLE": 8}
 
 
 def read_simpleitk(path: str | Path, *, channel: int | None = None) -> Volume:
-    """Reads a 2D or 3D image, or one channel of a colour, vector or 4D one, as `(I, J, K)` with its affine in mm (RAS+).
+    """Reads a 2D or 3D image, or one channel of a colour, vector or 4D one, as `(I, J, K)` with its affine in mm.
 
     Args:
         path: a `.nrrd`, `.nhdr`, `.mha`, `.mhd`, `.tif`, `.tiff` or `.png` file.
         channel: which component or time point to take from an image that has several.
 
     Raises:
-        DataError: the file is missing, damaged, no image, says no voxel size, or has several channels and none was chosen.
+        DataError: the file is missing, damaged, no image, says no voxel size, or has several channels, none chosen.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: there is no such file; check the path")
-    _check_voxel_size(path)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
+    _check_header(path)
     try:
-        reader.ReadImageInformation()
-        size, components = reader.GetSize(), reader.GetNumberOfComponents()
-        times = math.prod(size[3:])
-        if components > 1 and times > 1:
-            raise DataError(f"{path}: {times} time points of {components} values each; split the file")
-        number = chosen_channel(path, components * times, channel)
-        affine = _affine(reader)
-        array = sitk.GetArrayFromImage(reader.Execute())
+        array, affine = _read(path, channel)
     except (RuntimeError, MemoryError) as error:
         reason = one_line(RuntimeError(_reason(error)))
         raise DataError(f"{path}: not a readable image ({reason}); export or copy it again") from error
-    if array.dtype.kind not in "iuf":
-        raise DataError(f"{path}: voxels of type {array.dtype}; one real number per voxel is needed, convert the image")
-    array = _one_channel(array, size, components, number)
     try:
         return Volume(array, Geometry(array.shape, affine), str(path))
     except ValueError as error:
         raise DataError(f"{path}: no usable place in space ({one_line(error)}); export it again") from error
 
 
-def _check_voxel_size(path: Path) -> None:
+def _check_header(path: Path) -> None:
+    """Refuses a header without voxel size, and what ITK would not notice in the data of a MetaImage."""
     pattern = _VOXEL_SIZE.get(path.suffix.lower())
     if pattern is None:
         return
     with path.open("rb") as file:
         header = file.read(_HEADER_BYTES)
     if not re.search(pattern, header):
-        raise DataError(f"{path}: the header says no voxel size, or it is no such image; export it again with its spacing")
+        raise DataError(f"{path}: no voxel size in its header, or no such image; export it again with its spacing")
+    data = re.search(rb"(?im)^ElementDataFile\s*=\s*LOCAL\s*?\n", header)
+    if data is None or path.suffix.lower() != ".mha":
+        return
+    header = header[: data.start()]
+    if re.search(rb"(?im)^CompressedData\s*=\s*True", header):
+        is_whole = _is_whole_zlib(path, data.end())
+    else:
+        is_whole = path.stat().st_size - data.end() >= _meta_image_bytes(header)
+    if not is_whole:
+        raise DataError(f"{path}: damaged or cut off; copy or export it again")
+
+
+def _is_whole_zlib(path: Path, offset: int) -> bool:
+    """Whether a zlib or gzip stream that starts at `offset` ends with its right checksum."""
+    stream = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)
+    with path.open("rb") as file:
+        file.seek(offset)
+        try:
+            while not stream.eof and (chunk := file.read(_CHUNK_BYTES)):
+                while chunk and not stream.eof:
+                    stream.decompress(chunk, _CHUNK_BYTES)
+                    chunk = stream.unconsumed_tail
+        except zlib.error:
+            return False
+    return stream.eof
+
+
+def _meta_image_bytes(header: bytes) -> int:
+    """Returns how many bytes of voxels a MetaImage header promises; 0 when it is not understood."""
+    size = re.search(rb"(?im)^DimSize\s*=([ \t\d]+)", header)
+    kind = re.search(rb"(?im)^ElementType\s*=\s*MET_(\w+?)(?:_ARRAY)?\s*$", header)
+    channels = re.search(rb"(?im)^ElementNumberOfChannels\s*=\s*(\d+)", header)
+    if size is None or kind is None:
+        return 0
+    width = _META_BYTES.get(kind.group(1).upper(), 1) * (int(channels.group(1)) if channels else 1)
+    return math.prod(map(int, size.group(1).split())) * width
+
+
+def _read(path: Path, channel: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Returns one channel `(I, J, K)` and its RAS+ affine; ITK's warnings are kept off the terminal meanwhile."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    shows_warnings = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        reader.ReadImageInformation()
+        size, components, times = reader.GetSize(), reader.GetNumberOfComponents(), math.prod(reader.GetSize()[3:])
+        if components > 1 and times > 1:
+            raise DataError(f"{path}: {times} time points of {components} values each; split the file")
+        if "complex" in (kind := sitk.GetPixelIDValueAsString(reader.GetPixelID())):
+            raise DataError(f"{path}: voxels of type {kind}; one real number per voxel is needed, convert the image")
+        is_picture = path.suffix.lower() not in _VOXEL_SIZE
+        affine = _LPS_TO_RAS if is_picture else _affine(reader)
+        if not (is_picture and components == 3 and channel is None):
+            number = chosen_channel(path, components * times, channel)
+            array = sitk.GetArrayFromImage(reader.Execute())
+        else:
+            array, number = sitk.GetArrayFromImage(reader.Execute()), 0
+            if (array != array[..., :1]).any():
+                raise DataError(f"{path}: a colour image; choose a channel or convert it to grey values")
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(shows_warnings)
+    return _one_channel(array, size, components, number), affine
 
 
 def _reason(error: Exception) -> str:
-    """Returns the last line of an ITK message, which holds the cause; the lines before hold addresses and source files."""
+    """Returns the last line of an ITK message, which holds the cause; those before hold addresses and sources."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return re.sub(r"^.*?\(0x[0-9a-f]+\):\s*", "", lines[-1]) if lines else type(error).__name__
 

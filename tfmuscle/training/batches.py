@@ -14,8 +14,9 @@ from tfmuscle.augmentation import augment
 from tfmuscle.config import DataSpec, TrainConfig
 from tfmuscle.records import load_samples
 
-SHUFFLE_BYTES = 256 << 20
-"""Memory for the shuffle buffer; files are shuffled too, so that a small buffer still mixes subjects."""
+CHUNK_BYTES, CHUNK_SAMPLES = 128 << 20, 2048
+"""Samples are mixed within chunks of this size; the order of files is mixed too. `Dataset.shuffle` is not used, because its
+seed cannot depend on the epoch, and a resumed run would see the samples in another order."""
 _SEED_LIMIT = 2**31 - 1
 
 
@@ -36,26 +37,30 @@ def training_batches(
     Yields:
         `image` `(B, *spec.input_shape)` float32 and `labels` `(B, *spec.label_shape, 1)` int32.
     """
-    sample_bytes = 4 * int(np.prod(spec.input_shape))
-    buffer = max(config.batch_size, min(4096, SHUFFLE_BYTES // sample_bytes))
+    chunk = max(1, min(CHUNK_SAMPLES, CHUNK_BYTES // (4 * int(np.prod(spec.input_shape)))))
     names = tf.constant([str(path) for path in paths])
     strength, mirror = config.recipe.augmentation, config.recipe.mirror
 
-    def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-        seed = tf.stack([tf.constant(config.seed % _SEED_LIMIT, tf.int64), epoch])
+    def seed_of(epoch: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+        """A pair of int32 for the `number`-th draw of an epoch."""
+        return tf.cast(tf.stack([config.seed * 7919 + epoch, number]) % _SEED_LIMIT, tf.int32)
 
-        def transform(index, image, labels):
-            sample_seed = tf.cast(tf.stack([seed[0] * 7919 + epoch, index]) % _SEED_LIMIT, tf.int32)
-            image, labels = augment(image, labels, seed=sample_seed, strength=strength, spec=spec, mirror=mirror)
+    def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+        def mixed(number: tf.Tensor, *samples: tf.Tensor) -> tf.data.Dataset:
+            order = tf.random.experimental.stateless_shuffle(tf.range(tf.shape(samples[0])[0]), seed_of(epoch, ~number))
+            return tf.data.Dataset.from_tensor_slices(tuple(tf.gather(part, order) for part in samples))
+
+        def transformed(number: tf.Tensor, image: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            seed = seed_of(epoch, number)
+            image, labels = augment(image, labels, seed=seed, strength=strength, spec=spec, mirror=mirror)
             return image, labels[..., None]
 
-        order = tf.random.experimental.stateless_shuffle(names, seed=seed)
-        samples = load_samples(order, spec).repeat()
-        samples = samples.shuffle(buffer, seed=seed[0] * 1_000_003 + epoch).take(steps * config.batch_size)
-        # A pass that ends mid-batch is cut short: an epoch sees `steps` whole batches.
-        return samples.enumerate().map(lambda index, pair: transform(index, *pair), num_parallel_calls=tf.data.AUTOTUNE)
+        files = tf.random.experimental.stateless_shuffle(names, seed=seed_of(epoch, tf.constant(-1, tf.int64)))
+        samples = load_samples(files, spec).batch(chunk).enumerate().flat_map(lambda n, pair: mixed(n, *pair))
+        samples = samples.repeat().take(steps * config.batch_size)  # the last batch is filled up from the start
+        return samples.enumerate().map(lambda n, pair: transformed(n, *pair), num_parallel_calls=tf.data.AUTOTUNE)
 
-    epochs = tf.data.Dataset.range(first_epoch, config.epochs)
+    epochs = tf.data.Dataset.range(first_epoch, config.epochs + 1)  # one more than is drawn: Keras warns of an end
     return epochs.flat_map(one_epoch).batch(config.batch_size).prefetch(2)
 
 

@@ -6,6 +6,7 @@ temporary name and renames it: whatever moment the process dies, the newest file
 """
 
 import csv
+import importlib.util
 import io
 import re
 import time
@@ -13,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import keras
-import tensorflow as tf
 
 from tfmuscle.config import TrainConfig
 from tfmuscle.files import TEMPORARY_PREFIX, atomic_path, write_text
@@ -162,8 +162,6 @@ def read_history(path: Path) -> list[dict[str, float]]:
 
 def tensorboard(run: Path) -> list[keras.callbacks.Callback]:
     """Returns the TensorBoard callback when TensorBoard is installed, else nothing."""
-    try:
-        tf.summary.scalar  # noqa: B018 - a lazy module: touching it imports the tensorboard package
-    except (ImportError, AttributeError):
+    if importlib.util.find_spec("tensorboard") is None:
         return []
     return [keras.callbacks.TensorBoard(run / "tensorboard", write_graph=False)]

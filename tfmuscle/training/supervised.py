@@ -23,8 +23,9 @@ from tfmuscle.config import DataSpec, TrainConfig
 from tfmuscle.errors import DataError
 from tfmuscle.files import atomic_path, provenance, read_json, write_json
 from tfmuscle.losses import get_loss
-from tfmuscle.records import TEST, RecordIndex, load_spec, read_index
+from tfmuscle.records import RecordIndex, load_spec, read_index
 from tfmuscle.report import figure_png, training_curves
+from tfmuscle.subjects import TEST
 from tfmuscle.training.batches import epoch_steps, training_batches, validation_batches
 from tfmuscle.training.callbacks import (
     Backup,
@@ -68,7 +69,7 @@ def fit(
     """
     records, run = Path(records), Path(run)
     spec, index = load_spec(records), read_index(records)
-    models.check_spec(config.model, spec)
+    models.check_spec(config.model, spec, **config.model_options)
     split = _split(index, spec, config)
     if _prepare(run, spec, config, split, resume=resume):
         return run
@@ -85,6 +86,7 @@ def fit(
         initial_epoch=len(history),
         epochs=config.epochs,
         steps_per_epoch=steps,
+        shuffle=False,
         callbacks=[recorder, Backup(run / "state", recorder), *tensorboard(run)],
         verbose=0,
     )

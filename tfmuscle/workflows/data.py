@@ -8,7 +8,7 @@ ends with the same bytes.
 
 import concurrent.futures
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from tfmuscle import records
 from tfmuscle.config import DataSpec
 from tfmuscle.errors import DataError
-from tfmuscle.files import read_json, sha256, write_json
+from tfmuscle.files import read_json, write_json
 from tfmuscle.io import write_volume
 from tfmuscle.labels import LabelMap
 from tfmuscle.phantom import KINDS as PHANTOM_KINDS
@@ -24,6 +24,7 @@ from tfmuscle.phantom import make_phantom
 from tfmuscle.planning import fingerprint, suggest_spec
 from tfmuscle.preprocessing import preprocess
 from tfmuscle.presets import get_preset, reduced_data
+from tfmuscle.quiet import silence
 from tfmuscle.sampling import cut
 from tfmuscle.subjects import Dataset, Subject, assign_folds, read_dataset
 
@@ -84,8 +85,9 @@ def _phantom_dataset_json(kind: str, label_map: LabelMap, subjects: int) -> dict
 
 
 def inspect(dataset: str | Path, *, progress: Progress | None = None) -> dict[str, Any]:
-    """Checks every scan of a dataset and returns its fingerprint; `problems` lists what is wrong, subject by subject."""
-    return fingerprint(read_dataset(dataset), progress=progress)
+    """Checks every scan of a dataset and returns its fingerprint; `problems` lists what is wrong, one line each."""
+    found = fingerprint(read_dataset(dataset), progress=progress)
+    return found | {"problems": [problem for subject in found["subjects"] for problem in subject["problems"]]}
 
 
 def plan_spec(
@@ -106,12 +108,19 @@ def plan_spec(
     if needed <= set(chosen) | set(settings):
         plan: dict[str, Any] = {"label_map": dataset.label_map, "name": dataset.name, "channels": dataset.channels}
     else:
-        suggested = suggest_spec(fingerprint(dataset, progress=progress), dataset, kind=kind)
+        suggested = _suggestion(dataset, kind, progress)
         plan = {name: getattr(suggested, name) for name in DataSpec.__dataclass_fields__}
     plan |= chosen | {"preset": preset, "kind": kind}
     if scale == "laptop":
         plan = reduced_data(plan)
     return DataSpec(**plan | dict(settings) | {"scale": scale})
+
+
+def _suggestion(dataset: Dataset, kind: str, progress: Progress | None) -> DataSpec:
+    try:
+        return suggest_spec(fingerprint(dataset, progress=progress), dataset, kind=kind)
+    except ValueError as error:
+        raise DataError(f"{dataset.root}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -187,7 +196,7 @@ def _run(jobs: list[tuple[Subject, Path, DataSpec]], workers: int) -> Iterator[d
         yield from map(build_shard, jobs)
         return
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=silence) as pool:
         yield from pool.map(build_shard, jobs)
 
 
@@ -202,22 +211,18 @@ def build_shard(job: tuple[Subject, Path, DataSpec]) -> dict[str, Any]:
     made_from = _made_from(subject)
     if path.exists() and note_path.exists():
         note = read_json(note_path)
-        if note.get("made_from") == made_from and note.get("sha256") == sha256(path):
+        if note.get("made_from") == made_from and records.check_shard(path, note) is None:
             return note
     try:
         image, labels = subject.read(spec.label_map)
         image, labels = preprocess(image, labels, spec)
-        samples = _samples(image.array, labels.array, spec)
+        samples = cut(image.array, labels.array, spec)
         written = records.write_shard(path, samples, spec, subject_id=subject.subject_id)
     except DataError as error:
         return {"file": path.name, "subject_id": subject.subject_id, "status": "failed", "error": str(error)}
     note = {"file": path.name, "subject_id": subject.subject_id, "status": "ok", "made_from": made_from} | written
     write_json(note_path, note)
     return note
-
-
-def _samples(image: Any, labels: Any, spec: DataSpec) -> Iterable[dict[str, Any]]:
-    return cut(image, labels, spec)
 
 
 def _made_from(subject: Subject) -> list[list[Any]]:

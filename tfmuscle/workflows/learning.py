@@ -20,6 +20,7 @@ from tfmuscle.losses import LOSSES
 from tfmuscle.presets import get_preset, reduced_training
 from tfmuscle.records import load_spec
 from tfmuscle.subjects import Subject, read_dataset, read_scans
+from tfmuscle.training.callbacks import read_history
 from tfmuscle.workflows.data import Progress, build_records, plan_spec
 
 PARTS = ("train", "validation", "test")
@@ -80,10 +81,17 @@ def fit(
 
 
 def _check_fit(config: TrainConfig, spec: DataSpec, records: Path) -> None:
+    """Refuses a spec and a model that do not go together, before anything is written."""
     try:
-        models.check_spec(config.model, spec)
+        models.check_spec(config.model, spec, **config.model_options)
+        models.build(config.model, spec.input_shape, spec.num_classes, **config.model_options)
+    except DataError:
+        raise
     except ValueError as error:
         raise DataError(f"{records / 'spec.json'}: {error}") from error
+    if config.fold >= spec.folds:
+        last = spec.folds - 1
+        raise DataError(f"{records / 'spec.json'}: fold {config.fold} does not exist, there are folds 0 to {last}; use --fold")
 
 
 @dataclass(frozen=True)
@@ -173,6 +181,8 @@ def _description(run: inference.Run, part: str | None, mirror: bool, seconds: di
         "mirror": mirror,
         "model": run.config.model,
         "preset": run.config.preset,
+        "orientation": run.spec.orientation,
+        "history": _history(run.path / "history.csv"),
         "scale": "laptop" if "laptop" in (run.spec.scale, run.config.scale) else "full",
         "seed": run.config.seed,
         "fold": run.config.fold,
@@ -183,6 +193,11 @@ def _description(run: inference.Run, part: str | None, mirror: bool, seconds: di
         "seconds": seconds,
         "failures": failures,
     }
+
+
+def _history(path: Path) -> dict[str, list[float]] | None:
+    rows = read_history(path)
+    return {key: [row[key] for row in rows] for key in rows[0]} if rows else None
 
 
 def evaluate(
@@ -222,6 +237,8 @@ def evaluate(
         observer2=_label_files(Path(observer2)) if observer2 else None,
         failures=note.get("failures", {}),
         context=_context(note),
+        history=note.get("history"),
+        letters=note.get("orientation", True) is not None,
     )
     return evaluation.evaluate(found, wanted, label_map, Path(out), options=options, progress=progress)
 

@@ -1,0 +1,268 @@
+"""The command line on good and bad input: one line naming file, problem and remedy, exit 1, nothing half-written."""
+
+import json
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from tfmuscle.cli import PHANTOM_KINDS, parse_model_options, sample_settings, tfmuscle_group
+from tfmuscle.files import TEMPORARY_PREFIX, read_json
+from tfmuscle.phantom import KINDS
+
+
+def run(*words, code=0):
+    """Runs a command and returns its result; a traceback of ours fails the test."""
+    result = CliRunner().invoke(tfmuscle_group, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == code, result.output
+    return result
+
+
+def one_error_line(result) -> str:
+    lines = [line for line in result.stderr.splitlines() if line.startswith(("Error:", "Failed:"))]
+    assert len(lines) == 1, result.output
+    return lines[0]
+
+
+def no_leftovers(folder: Path) -> bool:
+    return not [path for path in folder.rglob("*") if path.name.startswith(TEMPORARY_PREFIX)]
+
+
+@pytest.fixture
+def dataset(phantom_dataset, tmp_path):
+    return Path(shutil.copytree(phantom_dataset, tmp_path / "scans"))
+
+
+def first(dataset, folder):
+    return sorted((dataset / folder).iterdir())[0]
+
+
+def rewrite(path, change):
+    """Replaces an image by `change(array, affine)`."""
+    image = nib.load(path)
+    array, affine = change(np.asanyarray(image.dataobj).copy(), image.affine.copy())
+    nib.save(nib.Nifti1Image(array, affine), path)
+
+
+def truncate(dataset):
+    path = first(dataset, "imagesTr")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+def move_labels(dataset):
+    path = first(dataset, "labelsTr")
+    rewrite(path, lambda array, affine: (array, affine + [[0, 0, 0, 5], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]))
+    return path
+
+
+def unknown_label(dataset):
+    path = first(dataset, "labelsTr")
+    rewrite(path, lambda array, affine: (np.where(array == array.max(), 77, array).astype(np.uint8), affine))
+    return path
+
+
+def plant_nan(dataset):
+    path = first(dataset, "imagesTr")
+    rewrite(path, lambda array, affine: (np.where(array == array.max(), np.nan, array).astype(np.float32), affine))
+    return path
+
+
+def empty_mask(dataset):
+    path = first(dataset, "labelsTr")
+    rewrite(path, lambda array, affine: (np.zeros_like(array), affine))
+    return path
+
+
+def second_channel(dataset):
+    path = first(dataset, "imagesTr")
+    other = path.with_name(path.name.replace("_0000", "_0001"))
+    shutil.copy(path, other)
+    return other
+
+
+def remove_image(dataset):
+    path = first(dataset, "imagesTr")
+    path.unlink()
+    return path
+
+
+DAMAGES = {
+    truncate: "truncated|damaged|broken|corrupt",
+    move_labels: "labels on another grid",
+    unknown_label: "label ids 77",
+    plant_nan: "NaN",
+    empty_mask: "nothing is labelled",
+    second_channel: "2 channels|channels",
+    remove_image: "no such file|missing",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_inspect_and_build_records_name_the_damaged_file_and_go_on(dataset, tmp_path, damage):
+    path = damage(dataset)
+    found = json.loads(run("inspect", dataset, "--json", code=1).stdout)
+    assert path.name in json.dumps(found["problems"])
+    table = run("inspect", dataset, code=1)
+    assert path.name in table.output
+    words = ("--spacing", 16, 8, 8, "--size", 32, 32, "--folds", 2)
+    line = one_error_line(run("build-records", "-i", dataset, "-o", tmp_path / "records", *words, code=1))
+    assert path.name in line
+    assert any(word in line for word in DAMAGES[damage].split("|")), line
+    index = read_json(tmp_path / "records" / "index.json")
+    assert "failed" in json.dumps(index) and len(list((tmp_path / "records").glob("shard-*.tfrecord"))) == 4
+    assert no_leftovers(tmp_path)
+
+
+def test_inspect_of_a_sound_dataset_exits_0(phantom_dataset):
+    assert json.loads(run("inspect", phantom_dataset, "--json").stdout)["problems"] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("inspect", "nowhere"), "nowhere: there is no such folder; check the path"),
+        (("build-records", "-i", "nowhere", "-o", "records"), "nowhere: there is no such folder"),
+        (("fit", "-i", "nowhere", "-o", "run"), "nowhere: there is no such folder; give records"),
+        (("predict", "-m", "nowhere", "-i", "scan.nii.gz", "-o", "out"), "nowhere"),
+        (("evaluate", "-i", "nowhere", "-r", "nowhere", "-o", "out"), "nowhere: there is no such folder"),
+    ],
+)
+def test_a_missing_path_is_one_line(words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in one_error_line(run(*words, code=1))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fit_refuses_records_that_do_not_fit_the_model_naming_the_field(tiny_records, tmp_path):
+    words = ("fit", "-i", tiny_records, "-o", tmp_path / "run")
+    line = one_error_line(run(*words, "--model", "resnet34_unet", code=1))
+    assert "spec.json" in line and "size" in line and "32" in line
+    assert "fold 9" in one_error_line(run(*words, "--fold", 9, code=1))
+    assert "unett" in run(*words, "--model", "unett", code=1).stderr
+    assert "no loss is called 'dise'" in run(*words, "--loss", "dise", code=2).stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_predict_names_a_scan_with_the_wrong_number_of_channels(tiny_run, phantom_dataset, tmp_path):
+    image = nib.load(first(phantom_dataset, "imagesTr"))
+    both = np.stack([np.asanyarray(image.dataobj)] * 2, axis=-1)
+    nib.save(nib.Nifti1Image(both, image.affine), tmp_path / "both.nii.gz")
+    line = one_error_line(run("predict", "-m", tiny_run, "-i", tmp_path / "both.nii.gz", "-o", tmp_path / "out", code=1))
+    assert "both.nii.gz" in line and "channel" in line
+    assert not list((tmp_path / "out").glob("*.nii.gz"))
+
+
+def test_predict_goes_on_after_a_broken_scan(tiny_run, dataset, tmp_path):
+    broken = truncate(dataset)
+    result = run("predict", "-m", tiny_run, "-i", dataset / "imagesTr", "-o", tmp_path / "out", "--no-mirror", code=1)
+    assert broken.name in one_error_line(result)
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 4
+    report = run("evaluate", "-i", tmp_path / "out", "-r", dataset, "-o", tmp_path / "report", code=1)
+    assert "bones_000" in one_error_line(report)  # a failed subject never hides
+    assert "bones_000" in (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_full_disk_is_one_line_and_nothing_half_written(phantom_dataset, tmp_path):
+    """A limit on file size stands in for the full disk: the write fails in the same place."""
+    records = tmp_path / "records"
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); from tfmuscle.cli import main; main()"
+    )
+    words = ["build-records", "-i", phantom_dataset, "-o", records, "--spacing", "8", "4", "4", "--size", "48", "48"]
+    command = [sys.executable, "-c", code, *map(str, words)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    assert [line for line in result.stderr.splitlines() if "disk is full" in line], result.stderr
+    assert not list(records.glob("*.tfrecord")) and no_leftovers(tmp_path)
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+def test_build_records_killed_at_any_moment_ends_with_the_same_records(phantom_dataset, tiny_records, tmp_path):
+    words = ["--kind", "slices", "--size", "48", "48", "--spacing", "8", "4", "4", "--folds", "2", "--test", "1"]
+    words = ["build-records", "-i", str(phantom_dataset), "-o", str(tmp_path / "records"), *words]
+    command = [sys.executable, "-c", "from tfmuscle.cli import main; main()", *words]
+    kills = 0
+    for shards in (1, 3):  # killed twice, after the first and after the third shard began
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and len(list((tmp_path / "records").glob("*shard-*"))) < shards:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+    assert kills
+    run(*words)
+    for shard in tiny_records.glob("shard-*.tfrecord"):
+        assert (tmp_path / "records" / shard.name).read_bytes() == shard.read_bytes()
+    assert len(list((tmp_path / "records").glob("shard-*.tfrecord"))) == 5
+    assert "crop_nonzero" in one_error_line(run(*words, "--crop-nonzero", code=1))  # other settings are another dataset
+
+
+def test_two_workers_write_the_same_bytes(phantom_dataset, tiny_records, tmp_path):
+    words = ["--size", 48, 48, "--spacing", 8, 4, 4, "--folds", 2, "--test", 1, "--workers", 2]
+    run("build-records", "-i", phantom_dataset, "-o", tmp_path / "records", "--kind", "slices", *words)
+    for shard in tiny_records.glob("shard-*.tfrecord"):
+        assert (tmp_path / "records" / shard.name).read_bytes() == shard.read_bytes()
+
+
+def test_the_same_seed_makes_the_same_phantoms(phantom_dataset, tmp_path):
+    run("phantom", tmp_path / "again", "--subjects", 2, "--seed", 11, "--kind", "bones")
+    for path in sorted((tmp_path / "again" / "labelsTr").iterdir()):
+        mine, other = (np.asanyarray(nib.load(p).dataobj) for p in (path, phantom_dataset / "labelsTr" / path.name))
+        assert np.array_equal(mine, other)
+    assert "holds another dataset" in one_error_line(run("phantom", tmp_path / "again", "--seed", 12, code=1))
+    assert PHANTOM_KINDS == KINDS
+
+
+def test_fit_takes_a_dataset_and_laptop_scale_says_reduced(phantom_dataset, tmp_path):
+    words = ("--preset", "demo", "--scale", "laptop", "--epochs", 1, "--steps", 2)
+    result = run("fit", "-i", phantom_dataset, "-o", tmp_path / "run", *words)
+    assert "(reduced)" in result.output
+    predict = ("predict", "-m", tmp_path / "run", "-i", phantom_dataset, "--split", "test", "-o", tmp_path / "out", "--no-mirror")
+    run(*predict)
+    run("evaluate", "-i", tmp_path / "out", "-r", phantom_dataset, "-o", tmp_path / "report")
+    assert "reduced" in (tmp_path / "report" / "report.html").read_text(encoding="utf-8").lower()
+
+
+@pytest.mark.parametrize(
+    ("options", "settings"),
+    [
+        ({"stack": 7}, {"kind": "stacks", "depth": 7}),
+        ({"kind": "stacks"}, {"kind": "stacks", "depth": 5}),
+        ({"patch": (32, 64, 48)}, {"kind": "volumes", "depth": 32, "size": (64, 48)}),
+        ({"window": 4}, {"kind": "sequences", "depth": 4}),
+        ({"kind": "sequences"}, {"kind": "sequences", "depth": 3}),
+        ({"orientation": "none"}, {"orientation": None}),
+        ({"kind": None, "patch": (), "size": ()}, {}),
+    ],
+)
+def test_stack_patch_and_window_imply_the_kind(options, settings):
+    assert sample_settings(options, None) == settings
+
+
+def test_options_that_contradict_each_other_are_usage_errors():
+    for options, message in (
+        ({"stack": 5, "window": 3}, "--stack and --window exclude each other"),
+        ({"kind": "slices", "stack": 5}, "--stack goes with --kind stacks, not slices"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sample_settings(options, None)
+    with pytest.raises(ValueError, match="is not NAME=VALUE"):
+        parse_model_options(("filters",))
+
+
+def test_lists_of_models_and_losses_as_json():
+    models = {row["name"]: row for row in json.loads(run("models", "--json").stdout)}
+    assert models["resnet34_unet"]["parameters"] == 24_456_734
+    assert {"unet", "resnet50_unet", "vgg19_unet", "mobilenetv2_unet"} <= set(models)
+    losses = {row["name"] for row in json.loads(run("losses", "--json").stdout)}
+    assert {"dice", "dice_cross_entropy", "dice_focal", "composite"} <= losses

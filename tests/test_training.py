@@ -1,0 +1,179 @@
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tfmuscle.config import DataSpec, Supervised, TrainConfig
+from tfmuscle.errors import DataError
+from tfmuscle.files import read_json, write_json
+from tfmuscle.labels import IGNORE
+from tfmuscle.training import fit
+from tfmuscle.training.callbacks import ForegroundDice, newest_backup, read_history, write_history
+from tfmuscle.training.schedule import best_epoch, learning_rate, should_stop
+from tfmuscle.workflows.data import build_records, phantom
+
+TINY = TrainConfig(
+    model="unet",
+    model_options={"filters": 4, "levels": 3, "norm": "batch"},
+    epochs=3,
+    steps=2,
+    batch_size=4,
+    seed=3,
+    recipe=Supervised(augmentation="light"),
+)
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("training")
+    phantom(folder / "dataset", subjects=4, seed=1, kind="bones")
+    spec = DataSpec.load(_write_spec(folder))
+    build_records(folder / "dataset", folder / "records", spec)
+    return folder / "records"
+
+
+def _write_spec(folder):
+    labels = read_json(folder / "dataset" / "dataset.json")["labels"]
+    content = {"label_map": labels, "kind": "slices", "size": [32, 32], "spacing": [12.0, 6.0, 6.0], "folds": 2, "test": 1}
+    write_json(folder / "spec.json", content)
+    return folder / "spec.json"
+
+
+def test_cosine_rate_by_hand():
+    config = TrainConfig(learning_rate=0.2, schedule="cosine", epochs=4)
+    # r/2 (1 + cos(pi e/4)): e=0 -> 0.2, e=2 -> 0.1; e=4 would be 0, kept at 1 % = 0.002
+    rates = [learning_rate(config, [{"loss": 1.0}] * epoch) for epoch in (0, 2, 4)]
+    assert rates == pytest.approx([0.2, 0.1, 0.002])
+
+
+def test_polynomial_rate_by_hand():
+    config = TrainConfig(learning_rate=0.01, schedule="polynomial", epochs=10)
+    assert learning_rate(config, [{"loss": 1.0}] * 5) == pytest.approx(0.01 * 0.5**0.9)
+
+
+def test_plateau_halves_after_ten_epochs_without_gain():
+    config = TrainConfig(learning_rate=0.1, schedule="plateau", epochs=99)
+    flat = [{"loss": 1.0, "val_loss": 1.0}] * 11  # the first is a gain, ten are not
+    assert learning_rate(config, flat[:10]) == pytest.approx(0.1)
+    assert learning_rate(config, flat) == pytest.approx(0.05)
+
+
+def test_best_epoch_and_early_stop():
+    rows = [{"loss": 1.0, "val_dice": value} for value in (0.1, 0.5, math.nan, 0.4, 0.3)]
+    assert best_epoch(rows) == 1
+    assert not should_stop(rows, 4) and should_stop(rows, 3) and not should_stop(rows, 0)
+    with pytest.raises(ValueError, match="an empty history has no best epoch"):
+        best_epoch([])
+
+
+def test_foreground_dice_by_hand_and_without_ignored_voxels():
+    metric = ForegroundDice(3)
+    truth = np.array([[1, 1, 2, 0, IGNORE]])[..., None]
+    found = np.array([[1, 0, 2, 2, 1]])
+    metric.update_state(truth, np.eye(3, dtype="float32")[found])
+    # class 1: TP 1, FN 1 -> 2/3; class 2: TP 1, FP 1 -> 2/3; the ignored voxel counts nowhere
+    assert float(metric.result()) == pytest.approx(2 / 3)
+    absent = ForegroundDice(3)
+    absent.update_state(np.zeros((1, 4, 1), int), np.eye(3, dtype="float32")[[[0, 0, 0, 0]]])
+    assert math.isnan(float(absent.result()))
+
+
+def test_history_survives_its_file(tmp_path):
+    rows = [{"epoch": 1.0, "loss": 0.5}, {"epoch": 2.0, "loss": math.nan}]
+    write_history(tmp_path / "history.csv", rows)
+    again = read_history(tmp_path / "history.csv")
+    assert again[0] == rows[0] and math.isnan(again[1]["loss"])
+    assert read_history(tmp_path / "none.csv") == []
+
+
+def test_a_run_folder_says_how_it_came_about(records, tmp_path):
+    seen = []
+    run = fit(records, tmp_path / "run", TINY, progress=lambda done, total, note: seen.append((done, total)))
+    split = read_json(run / "split.json")
+    parts = [set(split[part]) for part in ("train", "validation", "test")]
+    assert [len(part) for part in parts] == [1, 2, 1] or [len(part) for part in parts] == [2, 1, 1]
+    assert len(set.union(*parts)) == 4  # no subject stands in two parts
+    assert {path.name for path in run.iterdir()} >= {"best.keras", "history.csv", "curves.png", "about.json", "spec.json"}
+    assert not (run / "state").exists()
+    history, about = read_history(run / "history.csv"), read_json(run / "about.json")
+    assert len(history) == about["epochs"] == 3 and history[-1]["loss"] < history[0]["loss"]
+    assert about["versions"]["keras"] and about["best_epoch"] == best_epoch(history) + 1
+    assert seen[-1] == (6, 6)
+    with pytest.raises(DataError, match="holds a run already; add --resume"):
+        fit(records, run, TINY)
+    assert fit(records, run, TINY, resume=True) == run  # complete: left as it is
+    assert read_json(run / "about.json") == about
+
+
+def test_the_same_seed_trains_the_same_network(records, tmp_path):
+    one = read_history(fit(records, tmp_path / "one", TINY) / "history.csv")
+    two = read_history(fit(records, tmp_path / "two", TINY) / "history.csv")
+    # float32 sums in another order on several threads: equal to far below one step's change
+    assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in two], rel=1e-4)
+
+
+def test_a_cancelled_run_resumes_to_the_same_end(records, tmp_path):
+    whole = read_history(fit(records, tmp_path / "whole", TINY) / "history.csv")
+    calls = iter(range(100))
+    cut = fit(records, tmp_path / "cut", TINY, cancel=lambda: next(calls) == 2)  # in the second epoch
+    assert len(read_history(cut / "history.csv")) == 1 and not (cut / "about.json").exists()
+    assert newest_backup(cut / "state")[1] == 1
+    fit(records, cut, TINY, resume=True)
+    again = read_history(cut / "history.csv")
+    assert [row["epoch"] for row in again] == [1, 2, 3]
+    for key in ("loss", "val_dice", "learning_rate"):
+        assert [row[key] for row in again] == pytest.approx([row[key] for row in whole], rel=1e-3, abs=1e-5)
+
+
+def test_a_run_killed_at_any_moment_resumes(records, tmp_path):
+    config, run = tmp_path / "train.json", tmp_path / "run"
+    TrainConfig.from_dict(TINY.to_dict() | {"epochs": 40}).save(config)
+    code = (
+        "import sys; from pathlib import Path; from tfmuscle.config import TrainConfig; from tfmuscle.training import fit;"
+        "fit(sys.argv[1], sys.argv[2], TrainConfig.load(sys.argv[3]), resume=True)"
+    )
+    command = [sys.executable, "-c", code, str(records), str(run), str(config)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"})
+    deadline = time.monotonic() + 120
+    while len(read_history(run / "history.csv")) < 2 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    assert process.poll() is None, process.stderr.read().decode()[-2000:]
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    backup, done = newest_backup(run / "state")
+    assert done >= 1 and backup.exists()
+    before = read_history(run / "history.csv")[:done]
+    calls = iter(range(1000))
+    fit(records, run, TrainConfig.load(config), resume=True, cancel=lambda: next(calls) == 5)
+    after = read_history(run / "history.csv")
+    assert after[:done] == before and len(after) == done + 2  # epochs of two steps, stopped in the third
+
+
+def test_resuming_with_other_settings_is_refused(records, tmp_path):
+    calls = iter(range(100))
+    fit(records, tmp_path / "run", TINY, cancel=lambda: next(calls) == 1)
+    other = TrainConfig.from_dict(TINY.to_dict() | {"learning_rate": 0.5})
+    with pytest.raises(DataError, match="learning_rate was 0.001 when the run began and is 0.5 now"):
+        fit(records, tmp_path / "run", other, resume=True)
+
+
+def test_settings_that_cannot_work_are_refused(records, tmp_path):
+    with pytest.raises(ValueError, match="fold 2 does not exist: the records have 2 folds"):
+        fit(records, tmp_path / "run", TrainConfig.from_dict(TINY.to_dict() | {"fold": 2}))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("precious")
+    with pytest.raises(DataError, match="is not empty and holds no run"):
+        fit(records, tmp_path / "full", TINY)
+    assert (tmp_path / "full" / "thesis.txt").read_text() == "precious"
+
+
+def test_mixed_precision_trains_and_answers_in_float32(records, tmp_path):
+    config = TrainConfig.from_dict(TINY.to_dict() | {"precision": "mixed_bfloat16", "epochs": 1})
+    run = fit(records, tmp_path / "run", config)
+    assert math.isfinite(read_history(run / "history.csv")[0]["loss"])

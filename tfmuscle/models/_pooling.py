@@ -1,0 +1,71 @@
+"""How often a grid can be halved: the arithmetic of encoders, without Keras, so that checks cost no time."""
+
+from collections.abc import Sequence
+
+SMALLEST_EDGE = 4
+"""An axis is not halved below this many voxels (nnU-Net's limit)."""
+LARGEST_ODD_EDGE = 15
+"""An odd axis up to this size may stay as it is; a longer one would cost too much at the deep levels."""
+
+
+def poolings(shape: Sequence[int | None], levels: int) -> list[tuple[int, ...]]:
+    """Returns the factor, 1 or 2, by which each axis is divided between one level and the next.
+
+    An axis is halved while it is even and at least 4 voxels remain, so that thin axes stay: 3 slices are never pooled.
+    An axis of unknown size is always halved; whoever feeds it keeps to multiples of `2**(levels - 1)`.
+
+    Args:
+        shape: spatial axes in voxels, None where unknown.
+        levels: resolutions of the network, the full one included.
+
+    Raises:
+        ValueError: no axis can be halved that often, or a long axis is odd on the way; the nearest shape is named.
+
+    >>> poolings((3, 64, 48), levels=4)
+    [(1, 2, 2), (1, 2, 2), (1, 2, 2)]
+    >>> poolings((48, 64, 48), levels=5)
+    [(2, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 1)]
+    """
+    if levels < 2:
+        raise ValueError(f"levels is {levels!r}; at least 2 are needed")
+    factors, edges = [], list(shape)
+    for _ in range(levels - 1):
+        factor = tuple(2 if edge is None or _can_halve(edge) else 1 for edge in edges)
+        stuck = any(edge is not None and edge % 2 == 1 and edge > LARGEST_ODD_EDGE for edge in edges)
+        if stuck or max(factor) == 1:
+            raise ValueError(_remedy(shape, levels, len(factors)))
+        factors.append(factor)
+        edges = [edge if edge is None else edge // divisor for edge, divisor in zip(edges, factor, strict=True)]
+    return factors
+
+
+def nearest_multiple(edge: int, divisor: int, *, smallest: int = 1) -> int:
+    """Returns the multiple of `divisor` nearest to `edge`, the larger of two, at least `smallest` times `divisor`.
+
+    >>> nearest_multiple(100, 32), nearest_multiple(48, 32), nearest_multiple(3, 8)
+    (96, 64, 8)
+    """
+    return max(smallest, (2 * edge + divisor) // (2 * divisor)) * divisor
+
+
+def _remedy(shape: Sequence[int | None], levels: int, possible: int) -> str:
+    """Says what is needed: long odd axes get the nearest multiple, and some axis must be long enough for all levels."""
+    divisor = 2 ** (levels - 1)
+    near = [edge if edge is None or not _is_stuck(edge, levels) else nearest_multiple(edge, divisor) for edge in shape]
+    if not any(edge is None or edge % divisor == 0 and edge >= SMALLEST_EDGE * divisor for edge in near):
+        thin = 2 * SMALLEST_EDGE if max(filter(None, shape)) >= 2 * SMALLEST_EDGE else 0
+        longer = [nearest_multiple(edge or 0, divisor, smallest=SMALLEST_EDGE) for edge in near]
+        near = [edge if edge is not None and edge < thin else new for edge, new in zip(near, longer, strict=True)]
+    fewer = f", or levels={possible + 1}" if possible else ""
+    return f"{levels - 1} poolings need multiples of {divisor}; use {' x '.join(map(str, near))}{fewer}"
+
+
+def _is_stuck(edge: int, levels: int) -> bool:
+    for _ in range(levels - 1):
+        if _can_halve(edge):
+            edge //= 2
+    return edge % 2 == 1 and edge > LARGEST_ODD_EDGE
+
+
+def _can_halve(edge: int) -> bool:
+    return edge % 2 == 0 and edge // 2 >= SMALLEST_EDGE

@@ -1,0 +1,45 @@
+"""U-Net on an ImageNet VGG19 encoder (Simonyan & Zisserman 2015)."""
+
+from pathlib import Path
+
+import keras
+
+from tfmuscle.models._segmentation_models import backbone_unet
+
+FACTS = {
+    "source": "Cheena (comparison); segmentation-models 1.0.1 (Iakubovskii 2019)",
+    "input_shape": (256, 256, 3),
+    "num_classes": 5,
+    "options": {"freeze_encoder": True},
+    "spatial_axes": (2,),
+    "multiple_of": 32,
+}
+WEIGHTS_URL = (
+    "https://github.com/fchollet/deep-learning-models/releases/download/v0.1/"
+    "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5"
+)
+
+
+def vgg19_unet(
+    input_shape: tuple[int | None, ...],
+    num_classes: int,
+    *,
+    encoder_weights: str | Path | None = None,
+    freeze_encoder: bool = False,
+) -> keras.Model:
+    """Builds the network; options as `backbone_unet`.
+
+    Args:
+        input_shape: `(H, W, C)`; H and W multiples of 32, or None.
+        num_classes: classes, background included.
+        encoder_weights: a local copy of `WEIGHTS_URL`, or None for random weights.
+        freeze_encoder: train the decoder and the encoder's batch normalisation only.
+    """
+    return backbone_unet(
+        "vgg19",
+        input_shape,
+        num_classes,
+        encoder_weights=encoder_weights,
+        freeze_encoder=freeze_encoder,
+        weights_url=WEIGHTS_URL,
+    )
