@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from tfmuscle.cli import PHANTOM_KINDS, parse_model_options, sample_settings, tfmuscle_group
+from tfmuscle.cli import PHANTOM_KINDS, parse_options, sample_settings, tfmuscle_group
 from tfmuscle.files import TEMPORARY_PREFIX, read_json
 from tfmuscle.phantom import KINDS
 
@@ -257,7 +257,7 @@ def test_options_that_contradict_each_other_are_usage_errors():
         with pytest.raises(ValueError, match=message):
             sample_settings(options, None)
     with pytest.raises(ValueError, match="is not NAME=VALUE"):
-        parse_model_options(("filters",))
+        parse_options(("filters",))
 
 
 def test_lists_of_models_and_losses_as_json():

@@ -85,7 +85,7 @@ def test_a_full_disk_is_said_in_one_line(tmp_path):
 
 def test_a_folder_that_cannot_be_written_to(tmp_path):
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(DataError, match="cannot be written .*; choose another output folder"):
+    with pytest.raises(DataError, match="cannot be written .*; choose another output"):
         write_text(tmp_path / "file" / "a.txt", "x")
     assert (tmp_path / "file").read_text() == "no folder"
 

@@ -423,7 +423,7 @@ def run_folder(tmp_path):
     spec.save(folder / "spec.json")
     TrainConfig().save(folder / "train.json")
     threshold_network(spec).save(folder / "best.keras")
-    (folder / "done.json").write_text("{}")
+    (folder / "about.json").write_text("{}")
     return folder
 
 
@@ -438,7 +438,7 @@ def test_a_run_folder_predicts(run_folder, tmp_path):
 
 
 def test_an_unfinished_run_predicts_with_a_warning(run_folder):
-    (run_folder / "done.json").unlink()
+    (run_folder / "about.json").unlink()
     assert "training has not finished; the best weights so far are used" in load_run(run_folder).warning
 
 

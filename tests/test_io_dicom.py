@@ -357,6 +357,17 @@ def test_a_file_cut_off_anywhere_is_refused(tmp_path):
         refusal(tmp_path / "b.dcm", "b.dcm: ")
 
 
+@pytest.mark.parametrize(
+    "place", [b"\x20\x00\x32\x00DS", b"\x28\x00\x30\x00DS", b"\x28\x00\x01\x01US", b"\x02\x00\x02\x00UI"]
+)
+def test_a_tag_that_pydicom_only_finds_broken_later_is_refused(place, tmp_path):
+    write_slice(tmp_path / "a.dcm", np.ones((4, 6), np.int16), position=(0, 0, 0))
+    content = (tmp_path / "a.dcm").read_bytes()
+    assert content.count(place) == 1
+    (tmp_path / "b.dcm").write_bytes(content.replace(place, place[:4] + b"\x55\x39"))  # no such type of value
+    refusal(tmp_path / "b.dcm", "b.dcm: a damaged DICOM file")
+
+
 def test_a_damaged_slice_does_not_shorten_the_stack(tmp_path):
     write_series(tmp_path / "s")
     (tmp_path / "s" / "IM0004.dcm").write_bytes(b"")  # the last one: no gap would tell

@@ -143,6 +143,10 @@ PLY_DAMAGE = {
     "negative_list": (ply("ascii", POINTS + b"-3 0 1 2"), "ends too early"),
     "infinite_list": (ply("ascii", POINTS + b"inf 0 1 2"), "cannot convert float infinity"),
     "words": (ply("ascii", b"a b c"), "could not convert string to float"),
+    "signalling_nan": (
+        ply("binary_little_endian", b"\1\0\x80\x7f" + bytes(44) + b"\3" + bytes(12)),
+        "not a finite number",
+    ),
     "nan": (ply("ascii", POINTS.replace(b"1 1", b"nan 1") + b"3 0 1 2"), "a vertex is not a finite number"),
     "outside": (ply("ascii", POINTS + b"3 0 1 4"), "a face points outside the 4 vertices"),
     "below": (ply("ascii", POINTS + b"3 0 1 -1"), "a face points outside the 4 vertices"),

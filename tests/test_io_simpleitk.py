@@ -167,6 +167,11 @@ DAMAGE = [
     ("a.mha", lambda c: c[:-1], True, "damaged or cut off"),
     ("a.mha", flip_a_bit, True, "damaged or cut off"),  # ITK itself returns wrong voxels here
     ("a.mha", swap(b"DimSize = 20 20 20", b"DimSize = 40000 40000 40000"), False, "damaged or cut off"),
+    ("a.mha", swap(b"NDims = 3", b"NDims = 93"), False, "a header of 0 axes that does not fit itself"),  # ITK crashes
+    ("a.mha", swap(b"NDims = 3", b"NDims = 9"), False, "a header of 9 axes that does not fit itself"),
+    ("a.mha", swap(b"Offset = -12.5", b"Offset ="), False, "a header of 3 axes that does not fit itself"),
+    ("a.mha", swap(b"DimSize = 20 20 20", b"DimSize = 20 0 20"), False, "a header of 3 axes that does not fit itself"),
+    ("a.mha", swap(b"DimSize = 20 20 20", b"DimSize = 20 20 -2"), False, "a header of 3 axes that does not fit itself"),
     ("a.mha", swap(b"ElementSpacing = 1 1 1", b"ElementSpacing = 0 1 1"), False, "not a readable image"),
     ("a.mha", swap(b"ElementSpacing = 1 1 1\n", b""), False, "no voxel size in its header"),
     ("a.nrrd", lambda c: c[:-100], False, "not a readable image"),

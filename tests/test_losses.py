@@ -285,6 +285,15 @@ def test_small_object_sees_specks_and_nothing_else():
     assert float(loss(labels, one_hot(large, 2))) == 0
 
 
+def test_an_object_may_go_on_where_nobody_labelled():
+    labels = np.zeros((1, 20, 20), int)
+    strip = np.zeros_like(labels)
+    strip[:, :, 6:10] = 1  # four columns wide, narrower than the window of seven
+    assert float(get_loss("small_object")(labels, one_hot(strip, 2))) == pytest.approx(4 / 20, rel=1e-6)
+    labels[:, :, 10:] = IGNORE
+    assert float(get_loss("small_object")(labels, one_hot(strip, 2))) == 0
+
+
 def test_composite_is_the_sum_of_its_parts():
     labels = square_labels()
     prediction = soft_prediction(labels.shape)

@@ -152,7 +152,9 @@ def test_unknown_classes_are_the_callers_error(tmp_path, wrong):
 
 def test_samples_of_another_shape_are_the_callers_error(tmp_path):
     samples = make_samples(DataSpec(TWO, size=(6, 8)))
-    with pytest.raises(ValueError, match=r"a sample has shapes \(6, 8, 1\) and \(6, 8\); the spec needs \(4, 6, 8, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"a sample has shapes \(6, 8, 1\) and \(6, 8\); the spec needs \(4, 6, 8, 1\)"
+    ):
         records.write_shard(tmp_path / "s.tfrecord", samples, SPEC, subject_id="x")
 
 
@@ -267,7 +269,9 @@ def test_records_of_something_else_are_named(tmp_path, content):
 def test_shards_of_another_spec_are_named(tmp_path):
     write(tmp_path / "s.tfrecord", SPEC)
     other = DataSpec(TWO, kind="volumes", size=(8, 8), depth=4)
-    with pytest.raises(DataError, match=r"s.tfrecord: samples have shapes \(4, 6, 8, 1\) .* the spec says \(4, 8, 8, 1\)"):
+    with pytest.raises(
+        DataError, match=r"s.tfrecord: samples have shapes \(4, 6, 8, 1\) .* the spec says \(4, 8, 8, 1\)"
+    ):
         records.load_samples([tmp_path / "s.tfrecord"], other)
 
 

@@ -57,7 +57,10 @@ class TestTrainingCurves:
 
     @pytest.mark.parametrize("history", [{}, {"loss": [1.0], "val_loss": [math.nan]}, {HOSTILE: [1.0, math.inf]}])
     def test_odd_histories_are_drawn(self, history):
-        assert pixels(training_curves(history, title=HOSTILE)).std() > 0
+        figure = training_curves(history, title=HOSTILE)
+        assert pixels(figure).std() > 0
+        for axes in figure.axes[: len(history)]:
+            assert all(tick == round(tick) for tick in axes.get_xticks())
 
 
 class TestBoxPlot:
@@ -107,6 +110,11 @@ class TestInformativeSlices:
         full = np.ones((depth, 3, 3), dtype=int)
         assert len(informative_slices(empty, count=count)) == expected
         assert len(informative_slices(full, empty, count=count)) == expected
+
+    def test_one_slice_may_have_both_reasons(self):
+        reference, prediction = np.zeros((2, 5, 2, 2), dtype=int)
+        reference[3] = 1
+        assert informative_slices(prediction, reference, count=1) == {3: "most structures, largest disagreement"}
 
     def test_perfect_prediction_has_no_disagreement(self):
         array = np.ones((5, 2, 2), dtype=int)

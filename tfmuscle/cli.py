@@ -251,6 +251,7 @@ def sample_settings(options: Mapping[str, Any], preset: str | None) -> dict[str,
 @setting(TrainConfig, "precision")
 @setting(TrainConfig, "seed")
 @click.option("--option", "model_options", multiple=True, metavar="NAME=VALUE", help="option of the model, e.g. filters=16")
+@click.option("--loss-option", "loss_options", multiple=True, metavar="NAME=VALUE", help="option of the loss, e.g. gamma=2")
 @click.option("--preset", type=click.Choice(list(PRESETS)), help="recipe to follow")
 @setting(TrainConfig, "scale", default="full")
 @click.option("--resume", is_flag=True, help="go on with an interrupted run")
@@ -260,7 +261,8 @@ def fit_command(source: Path, run: Path, preset: str | None, scale: str, resume:
         from tfmuscle.files import read_json
         from tfmuscle.workflows.learning import fit, plan_training
 
-    options["model_options"] = checked(parse_model_options, options["model_options"]) or None
+    for name in ("model_options", "loss_options"):
+        options[name] = checked(parse_options, options[name]) or None
     recipe_names = {item.name for item in dataclasses.fields(Supervised)}
     recipe = {key: value for key, value in given(options).items() if key in recipe_names}
     settings = {key: value for key, value in given(options).items() if key not in recipe_names}
@@ -276,10 +278,10 @@ def fit_command(source: Path, run: Path, preset: str | None, scale: str, resume:
     click.echo(f"{run}: {told}, {about['seconds'] / 60:.1f} min" + (" (reduced)" if scale == "laptop" else ""))
 
 
-def parse_model_options(texts: tuple[str, ...]) -> dict[str, Any]:
+def parse_options(texts: tuple[str, ...]) -> dict[str, Any]:
     """Reads NAME=VALUE pairs; a value is JSON if it can be, else text.
 
-    >>> parse_model_options(("filters=16", "block=residual"))
+    >>> parse_options(("filters=16", "block=residual"))
     {'filters': 16, 'block': 'residual'}
     """
     options: dict[str, Any] = {}

@@ -9,6 +9,7 @@ import errno
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
@@ -20,6 +21,9 @@ from tfmuscle.errors import DataError
 
 TEMPORARY_PREFIX = ".tmp-"
 _CHUNK_BYTES = 1 << 20
+_NOT_WRITABLE = {
+    getattr(errno, name) for name in "EACCES EPERM EROFS ENOTDIR EISDIR EEXIST ENOTEMPTY ENAMETOOLONG ELOOP".split()
+}
 
 
 @contextlib.contextmanager
@@ -56,8 +60,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 def _explain(error: OSError, path: Path) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return DataError(f"{path}: the disk is full ({error.strerror}); free some space and run again, nothing was kept")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-        return DataError(f"{path}: cannot be written ({error.strerror}); choose another output folder")
+    if error.errno in _NOT_WRITABLE:
+        return DataError(f"{path}: cannot be written ({error.strerror}); choose another output")
     return error
 
 
@@ -73,16 +77,16 @@ def write_json(path: str | Path, content: Any) -> None:
 
 
 def json_text(content: Any) -> str:
-    """Returns indented JSON; NaN, which JSON does not know, becomes null."""
-    return json.dumps(_without_nan(content), indent=1, allow_nan=False) + "\n"
+    """Returns indented JSON; NaN and infinity, which JSON does not know, become null."""
+    return json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
 
 
-def _without_nan(content: Any) -> Any:
+def _finite(content: Any) -> Any:
     if isinstance(content, dict):
-        return {key: _without_nan(value) for key, value in content.items()}
+        return {key: _finite(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [_without_nan(value) for value in content]
-    if isinstance(content, float) and content != content:
+        return [_finite(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
         return None
     return content
 
@@ -95,10 +99,10 @@ def read_json(path: str | Path) -> Any:
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors put a byte-order mark
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file; check the path") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON ({error}); mend the file or make it anew") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error

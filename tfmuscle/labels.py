@@ -4,8 +4,8 @@ Terms. An *id* is the number in the user's file (any non-negative integer; 0 is 
 network sees: 0, 1, ..., `num_classes - 1` in the order of the ids, and `IGNORE` (-1) for a voxel that nobody labelled.
 Unknown is not background: `LabelMap.ignore` is the id that marks such voxels in files, as in nnU-Net's `dataset.json`.
 
-Sides are read from names: a token `left`/`right` anywhere, or `l`/`r` at either end (`femur_left`, `Right femur`,
-`soleus_L`). The partner of a name is the same name with the other side. A mirror image swaps partners; a label map in
+Sides are read from names: a word `left`/`right` anywhere, or `l`/`r` at either end (`femur_left`, `Right femur`,
+`soleus_L`, `psoasLeft`; not `L4`). The partner of a name is the same name with the other side. A mirror image swaps partners; a label map in
 which a sided structure lacks its partner (one leg only) cannot be mirrored, for a mirrored left leg is a right leg that
 the map has no name for. `flip_permutation` says so by returning None.
 """
@@ -42,6 +42,8 @@ LOWER_LIMB_BONES: tuple[str, ...] = ("femur", "tibia", "fibula", "patella", "hip
 SIDES = ("left", "right")
 _OTHER_SIDE = {"left": "right", "right": "left", "l": "r", "r": "l"}
 _GOLDEN_RATIO = 0.618034
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+")
+"""Words of a name, in snake_case, CamelCase or plain text."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,9 @@ class LabelMap:
             raise ValueError(f"ignore id {self.ignore} is also the label {names[self.ignore]!r}; choose a free id")
         object.__setattr__(self, "names", dict(sorted(names.items())))
 
+    def __hash__(self) -> int:
+        return hash((tuple(self.names.items()), self.ignore))
+
     @property
     def ids(self) -> tuple[int, ...]:
         """Ids in class order, background first."""
@@ -96,7 +101,7 @@ class LabelMap:
     def unknown_ids(self, labels: np.ndarray) -> tuple[int, ...]:
         """Returns the ids present in `labels` that this map does not name."""
         known = set(self.ids) | ({self.ignore} if self.ignore is not None else set())
-        return tuple(int(key) for key in np.unique(labels) if int(key) not in known)
+        return tuple(int(key) for key in np.unique(labels) if key not in known)
 
     def encode(self, labels: np.ndarray) -> np.ndarray:
         """Turns ids into class indices, `int16`, with `IGNORE` for unlabelled voxels.
@@ -108,7 +113,7 @@ class LabelMap:
         index_of = {key: index for index, key in enumerate(self.ids)}
         if self.ignore is not None:
             index_of[self.ignore] = IGNORE
-        missing = [int(key) for key in present if int(key) not in index_of]
+        missing = [key.item() for key in present if key not in index_of]
         if missing:
             raise ValueError(f"label ids {missing} are not in the label map {list(self.ids)}; name them or remove them")
         table = np.array([index_of[int(key)] for key in present], dtype=np.int16)
@@ -163,8 +168,12 @@ class LabelMap:
             The new map with ids 1, 2, ... in the order of `groups`, and the table old id -> new id for `relabel`.
         """
         table = dict.fromkeys(self.ids, 0)
-        for new_id, members in enumerate(groups.values(), start=1):
+        for new_id, (name, members) in enumerate(groups.items(), start=1):
+            if isinstance(members, str):
+                raise ValueError(f"group {name!r} is the text {members!r}; give a list of structures")
             for member in members:
+                if table[self.id_of(member)]:
+                    raise ValueError(f"{member!r} is in two groups; a voxel has one label")
                 table[self.id_of(member)] = new_id
         if self.ignore is not None:
             table[self.ignore] = self.ignore
@@ -180,7 +189,7 @@ class LabelMap:
     def from_dict(cls, content: Mapping[str, Any]) -> "LabelMap":
         """Reads nnU-Net's form (name -> id) or the Decathlon's (id as text -> name)."""
         if content and all(str(key).isdigit() for key in content):
-            content = {str(name): int(key) for key, name in content.items()}
+            return cls({int(key): str(name) for key, name in content.items()})
         for name, key in content.items():
             if isinstance(key, bool) or not isinstance(key, int):
                 raise ValueError(f"label {name!r} has the id {key!r}; one integer is needed (regions are not supported)")
@@ -197,10 +206,12 @@ def relabel(labels: np.ndarray, table: Mapping[int, int]) -> np.ndarray:
     [0, 1, 1]
     """
     present, inverse = np.unique(labels, return_inverse=True)
-    missing = [int(key) for key in present if int(key) not in table]
+    missing = [key.item() for key in present if key not in table]
     if missing:
         raise ValueError(f"label ids {missing} have no entry in the table {dict(table)}; add them")
-    new = np.array([table[int(key)] for key in present])
+    new = np.array([table[int(key)] for key in present], dtype=np.int64)
+    if new.min(initial=0) < 0:
+        raise ValueError(f"new label ids {sorted(set(table.values()))} must not be negative")
     return new.astype(np.min_scalar_type(int(new.max(initial=0))))[inverse].reshape(labels.shape)
 
 
@@ -236,11 +247,14 @@ def _without_side(name: str) -> str:
 
 
 def _find_side(name: str) -> tuple[str, int, int] | None:
-    tokens = [(m.group().lower(), m.start(), m.end()) for m in re.finditer(r"[A-Za-z0-9]+", name)]
-    for token in tokens:
-        if token[0] in SIDES:
-            return token
-    for token in tokens[:1] + tokens[-1:]:
-        if token[0] in ("l", "r") and len(tokens) > 1:
-            return token
-    return None
+    """Finds the word that names the side: (word in small letters, start, stop); None without one, or with both."""
+    words = [(m.group().lower(), m.start(), m.end()) for m in _WORD.finditer(name)]
+    found = [word for word in words if word[0] in SIDES]
+    if not found and len(words) > 1:
+        ends = [word for word in (words[0], words[-1]) if word[0] in ("l", "r")]
+        found = [word for word in ends if not _beside_digit(name, word)]
+    return found[0] if len({word[0] for word in found}) == 1 else None
+
+
+def _beside_digit(name: str, word: tuple[str, int, int]) -> bool:
+    return any(character.isdigit() for character in name[max(0, word[1] - 1) : word[1]] + name[word[2] : word[2] + 1])

@@ -42,11 +42,10 @@ PRESETS: dict[str, Preset] = {
         training={
             "model": "unet",
             "model_options": {"filters": 12, "levels": 4, "norm": "batch"},
-            "epochs": 10,
-            "batch_size": 16,
+            "epochs": 8,
+            "batch_size": 4,
             "learning_rate": 3e-3,
         },
-        recipe={"loss": "dice_cross_entropy", "augmentation": "light"},
     ),
     "slices": Preset(
         about="2D U-Net on single slices: the quick first look at any dataset; minutes on a GPU, an hour or two on 2 cores.",
@@ -83,7 +82,7 @@ PRESETS: dict[str, Preset] = {
         training={
             "model": "unet",
             "model_options": {"filters": 16, "levels": 4, "norm": "instance"},
-            "epochs": 30,
+            "epochs": 50,
             "batch_size": 2,
             "learning_rate": 2e-3,
             "schedule": "cosine",

@@ -92,7 +92,7 @@ class Geometry:
         The outer faces of the voxels are kept to within half a new voxel; an axis has at least one voxel.
         """
         old, new = np.array(self.spacing), np.array(spacing, dtype=np.float64)
-        if new.shape != (3,) or (new <= 0).any():
+        if new.shape != (3,) or not (np.isfinite(new) & (new > 0)).all():
             raise ValueError(f"a spacing is three positive numbers in mm, not {tuple(spacing)}")
         new = np.where(np.abs(new - old) < SPACING_TOLERANCE_MM, old, new)
         shape = np.maximum(1, np.round(np.array(self.shape) * old / new)).astype(int)
@@ -104,9 +104,10 @@ class Geometry:
 
     def transform_to(self, orientation: str) -> np.ndarray:
         """Returns nibabel's orientation transform `(3, 2)` (target axis, flip) that leads to `orientation`."""
-        wanted = orientations.axcodes2ornt(tuple(orientation))
-        if len(orientation) != 3 or np.isnan(wanted).any() or len(set(wanted[:, 0])) != 3:
+        axes = [axis for letter in orientation for axis, pair in enumerate(("RL", "AP", "SI")) if letter in pair]
+        if len(orientation) != 3 or sorted(axes) != [0, 1, 2]:
             raise ValueError(f"{orientation!r} is no orientation; use three letters, one each of R/L, A/P, S/I")
+        wanted = orientations.axcodes2ornt(tuple(orientation))
         return orientations.ornt_transform(orientations.io_orientation(self.affine), wanted)
 
     def to_dict(self) -> dict[str, Any]:

@@ -85,6 +85,7 @@ FULL = Magnitudes(
 _STRENGTHS = {"none": None, "light": LIGHT, "full": FULL}
 
 
+@tf.autograph.experimental.do_not_convert  # all branches are written as tf.cond; converting takes seconds
 def augment(
     image: tf.Tensor,
     labels: tf.Tensor,

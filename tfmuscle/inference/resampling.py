@@ -147,6 +147,7 @@ def labels_on_grid(
             view[index] = label_map.decode(plane.classes(_between(held, depth.lower[index], depth.weight[index])))
         needed = depth.lower[waiting[-1]] if waiting else last + 1
         held = {n: probabilities.copy() for n, probabilities in held.items() if n >= needed}
+        del block  # or it would stay beside the next one while that is made
     if waiting:
         raise ValueError(f"probabilities end before slice {grid.shape[0] - 1} of {grid.shape}; give all slices")
     return labels

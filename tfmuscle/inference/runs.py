@@ -1,7 +1,7 @@
 """A run folder opened for prediction.
 
 `fit` leaves `spec.json` (how scans become samples), `train.json` (how the network was trained) and `best.keras` (the
-weights with the best validation Dice), and at the very end `done.json`. Prediction needs the first three and no
+weights with the best validation Dice), and at the very end `about.json`. Prediction needs the first three and no
 settings of its own. A run that has not ended is allowed, because the best weights so far are often worth a look;
 `Run.warning` says so.
 
@@ -24,7 +24,7 @@ from tfmuscle.errors import DataError
 SPEC_FILE = "spec.json"
 CONFIG_FILE = "train.json"
 WEIGHTS_FILE = "best.keras"
-DONE_FILE = "done.json"
+DONE_FILE = "about.json"
 MAIN_OUTPUT = "probabilities"
 
 

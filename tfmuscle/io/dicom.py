@@ -47,6 +47,7 @@ _TAGS = [
     "SpacingBetweenSlices",
     "ModalityLUTSequence",
 ]
+_PIXEL_TAGS = ["BitsStored", "RescaleSlope", "RescaleIntercept"]
 _COSINE_TOLERANCE = 1e-3
 """Directions that differ by less (0.06 degrees) are one direction: above rounding in headers."""
 _GAP_TOLERANCE = 0.02
@@ -113,9 +114,11 @@ def _is_named_dicom(file: Path) -> bool:
 def _read_header(file: Path, *, pixels: bool = False) -> FileDataset:
     """Reads a file's tags, with its pixels or only those needed to place it."""
     try:
-        if pixels:
-            return pydicom.dcmread(file, force=True)
-        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS, force=True)
+        tags = None if pixels else _TAGS
+        header = pydicom.dcmread(file, stop_before_pixels=not pixels, specific_tags=tags, force=True)
+        for keyword in _TAGS + _PIXEL_TAGS:  # pydicom reads a value when it is asked for, and only then finds it broken
+            header.get(keyword)
+        list(header.file_meta)
     except Exception as error:  # a damaged file can make pydicom raise anything
         raise DataError(f"{file}: a damaged DICOM file ({type(error).__name__}); copy the series again") from error
     is_directory = header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage

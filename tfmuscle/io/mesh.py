@@ -58,7 +58,8 @@ def read_mesh(path: str | Path, *, space: str | None = None) -> Mesh:
         raise DataError(f"{path}: not a known surface; use .ply or .stl")
     try:
         data = path.read_bytes()
-        vertices, faces, header = parse(data)
+        with np.errstate(invalid="ignore", over="ignore"):  # NaN is refused below, in words
+            vertices, faces, header = parse(data)
         found = re.search(rb"SPACE=(LPS|RAS)", header)
         if (space or (found.group(1).decode().lower() if found else "ras")) == "lps":
             vertices = vertices * _HALF_TURN

@@ -71,14 +71,28 @@ def _check_header(path: Path) -> None:
         header = file.read(_HEADER_BYTES)
     if not re.search(pattern, header):
         raise DataError(f"{path}: no voxel size in its header, or no such image; export it again with its spacing")
-    data = re.search(rb"(?im)^ElementDataFile\s*=\s*LOCAL\s*?\n", header)
-    if data is None or path.suffix.lower() != ".mha":
+    if path.suffix.lower() in (".mha", ".mhd"):
+        _check_meta_image(path, header)
+
+
+def _check_meta_image(path: Path, header: bytes) -> None:
+    """Refuses what ITK crashes on (axes that do not match) or does not notice (damaged or missing voxels)."""
+    data = re.search(rb"(?im)^ElementDataFile[ \t]*=[ \t]*(\S+)[ \t]*\r?\n?", header)
+    header = header[: data.start()] if data else header
+    found = re.findall(rb"(?m)^[ \t]*(\w+)[ \t]*=[ \t]*([^\r\n]*)", header)
+    fields = {key.decode("latin-1").lower(): value.split() for key, value in found}
+    axes = int(fields["ndims"][0]) if re.fullmatch(rb"\d", b" ".join(fields.get("ndims", []))) else 0
+    lengths = dict.fromkeys(("dimsize", "elementspacing", "elementsize", "offset", "position", "origin"), axes)
+    lengths |= dict.fromkeys(("transformmatrix", "rotation", "orientation"), axes * axes) | {"centerofrotation": axes}
+    wrong = [key for key, length in lengths.items() if len(fields.get(key, [b""] * length)) != length]
+    if not 2 <= axes <= 4 or wrong or not all(size.isdigit() and int(size) for size in fields.get("dimsize", [b""])):
+        raise DataError(f"{path}: a header of {axes} axes that does not fit itself; export it again")
+    if data is None or data.group(1).upper() != b"LOCAL":
         return
-    header = header[: data.start()]
-    if re.search(rb"(?im)^CompressedData\s*=\s*True", header):
+    if fields.get("compresseddata", [b""])[0].lower() == b"true":
         is_whole = _is_whole_zlib(path, data.end())
     else:
-        is_whole = path.stat().st_size - data.end() >= _meta_image_bytes(header)
+        is_whole = path.stat().st_size - data.end() >= _meta_image_bytes(fields)
     if not is_whole:
         raise DataError(f"{path}: damaged or cut off; copy or export it again")
 
@@ -98,15 +112,12 @@ def _is_whole_zlib(path: Path, offset: int) -> bool:
     return stream.eof
 
 
-def _meta_image_bytes(header: bytes) -> int:
-    """Returns how many bytes of voxels a MetaImage header promises; 0 when it is not understood."""
-    size = re.search(rb"(?im)^DimSize\s*=([ \t\d]+)", header)
-    kind = re.search(rb"(?im)^ElementType\s*=\s*MET_(\w+?)(?:_ARRAY)?\s*$", header)
-    channels = re.search(rb"(?im)^ElementNumberOfChannels\s*=\s*(\d+)", header)
-    if size is None or kind is None:
-        return 0
-    width = _META_BYTES.get(kind.group(1).upper(), 1) * (int(channels.group(1)) if channels else 1)
-    return math.prod(map(int, size.group(1).split())) * width
+def _meta_image_bytes(fields: dict[str, list[bytes]]) -> int:
+    """Returns how many bytes of voxels a MetaImage header promises, at least one for a type it does not know."""
+    kind = b"".join(fields.get("elementtype", [])).upper().removeprefix(b"MET_").removesuffix(b"_ARRAY")
+    channels = b"".join(fields.get("elementnumberofchannels", [b"1"]))
+    width = _META_BYTES.get(kind, 1) * (int(channels) if channels.isdigit() else 1)
+    return math.prod(map(int, fields["dimsize"])) * width
 
 
 def _read(path: Path, channel: int | None) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from tfmuscle.volume import Volume
 
 MAX_HALVINGS = 8
 """How often the deformation is halved before a structure of a few voxels that keeps getting lost stops it."""
-LARGEST_AMPLITUDE = 0.25
+LARGEST_AMPLITUDE = 0.2
 """Largest amplitude (sd) relative to the distance of control points: beyond it the map would fold now and then."""
 
 

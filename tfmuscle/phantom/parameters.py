@@ -91,14 +91,16 @@ INFILTRATION = (0.01, 0.08)
 """Range of the mean fat share inside muscle, drawn per subject, the same field model for all its muscles."""
 INFILTRATION_MM = 5.0
 """Correlation length of that fat, mm."""
-TEXTURE_SD = 0.03
-"""Fine texture of every tissue, relative."""
-BIAS = (0.08, 0.30)
-"""Range of the receive field's span over the view, largest less smallest, relative; a body coil at 3 T reaches 30 %."""
+TEXTURE_SD = 0.10
+"""Fine texture of every tissue before blur, relative: fibre bundles and small vessels."""
+BIAS = (0.05, 0.20)
+"""Range of the receive field's span over the view, largest less smallest, relative: what scanners leave uncorrected.
+
+A wider field would tell the muscles of one corner by brightness alone (in water images, where muscle is bright)."""
 BIAS_MM = 160.0
 """Distance between control points of the receive field, mm."""
-NOISE = (0.025, 0.05)
-"""Range of the noise sd, relative to the brightest tissue: signal-to-noise of muscle 7 to 14."""
+NOISE = (0.03, 0.06)
+"""Range of the noise sd, relative to the brightest tissue: signal-to-noise of muscle in T1 6 to 12."""
 BLUR_VOXELS = 0.45
 """Gaussian blur of the image before noise, voxels: partial volume and the point spread of the scanner."""
 

@@ -63,7 +63,7 @@ def training_curves(history: Mapping[str, Sequence[float]], *, title: str = "") 
         _mark_best(axes, name, np.asarray(history.get(f"val_{name}", ()), dtype=float))
         axes.set_title(plain(name.replace("_", " ")), fontsize=10)
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.25)
         if f"val_{name}" in history:
             axes.legend(fontsize=8)

@@ -31,6 +31,7 @@ _OPPOSITE = {"L": "R", "R": "L", "A": "P", "P": "A", "S": "I", "I": "S"}
 _GREY = "#8a8a8a"
 _HALO = [patheffects.withStroke(linewidth=2.5, foreground="black")]
 _MARGIN_SHARE, _MARGIN_MM = 0.12, 8.0
+_NARROW_INCHES = 3.1
 _SCALE_BARS_MM = (1, 2, 5, 10, 20, 50, 100, 200)
 
 
@@ -54,7 +55,8 @@ def informative_slices(labels: np.ndarray, reference: np.ndarray | None = None, 
         structures = {int(index): (len(np.unique(seen[index])), np.count_nonzero(seen[index])) for index in extent}
         chosen[max(structures, key=lambda index: structures[index])] = "most structures"
     if reference is not None and (wrong := (labels != reference).sum(axis=(1, 2))).any():
-        chosen.setdefault(int(wrong.argmax()), "largest disagreement")
+        worst = int(wrong.argmax())
+        chosen[worst] = f"{chosen[worst]}, largest disagreement" if worst in chosen else "largest disagreement"
     extent = extent if len(extent) else np.arange(len(labels))
     inner = extent[len(extent) // 10 : len(extent) - len(extent) // 10]
     while len(chosen) < min(count, len(set(inner.tolist()) | set(chosen))):
@@ -159,7 +161,8 @@ def _panels(scene: _Scene, captions: Mapping[int, str], view: str, title: str) -
         axes = figure.add_subplot(rows, columns, number + 1)
         _draw_slice(axes, scene, index, box, window)
         _draw_borders(axes, width, height, view)
-        axes.set_title(plain(caption), fontsize=9)
+        narrow = side < _NARROW_INCHES
+        axes.set_title(caption.replace("  ", "\n").replace(", ", ",\n") if narrow else caption, fontsize=9)
     figure.legend(handles=handles, loc="outside lower center", ncols=across, fontsize=8, frameon=False)
     figure.suptitle(plain(title), fontsize=11)
     return figure
@@ -208,7 +211,8 @@ def _draw_borders(axes: Axes, width: float, height: float, view: str) -> None:
         axes.text(x, y, letter, ha=across, va=along, fontsize=10, weight="bold", transform=axes.transAxes, **style)
     bar = max((length for length in _SCALE_BARS_MM if length <= width / 3), default=0)
     if bar:
-        x, y = 0.04 * width, height - 0.04 * width
+        clear_of_letter = 0.06 * height if width < 0.5 * height else 0.0
+        x, y = 0.04 * width, height - 0.04 * width - clear_of_letter
         axes.plot([x, x + bar], [y, y], linewidth=2.5, **style)
         axes.annotate(f"{bar} mm", (x, y), (0, 4), textcoords="offset points", fontsize=7, **style)
 

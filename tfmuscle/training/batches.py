@@ -64,7 +64,10 @@ def training_batches(
     return epochs.flat_map(one_epoch).batch(config.batch_size).prefetch(2)
 
 
-def validation_batches(paths: Sequence[Path], spec: DataSpec, batch_size: int) -> tf.data.Dataset:
-    """Returns the samples of `paths` once, in order, never augmented."""
+def validation_batches(
+    paths: Sequence[Path], spec: DataSpec, batch_size: int, *, num_samples: int
+) -> tf.data.Dataset:
+    """Returns the samples of `paths` once, in order, never augmented; `num_samples` tells Keras where they end."""
     samples = load_samples([str(path) for path in paths], spec)
-    return samples.map(lambda image, labels: (image, labels[..., None])).batch(batch_size).prefetch(2)
+    batches = samples.map(lambda image, labels: (image, labels[..., None])).batch(batch_size).prefetch(2)
+    return batches.apply(tf.data.experimental.assert_cardinality(-(-num_samples // batch_size)))

@@ -74,3 +74,13 @@ def should_stop(history: History, patience: int) -> bool:
     True
     """
     return patience > 0 and bool(history) and len(history) - 1 - best_epoch(history) >= patience
+
+
+def curves(history: History) -> dict[str, list[float]]:
+    """Returns what there is to draw of a history, name -> value per epoch; seconds and numbers of epochs are not.
+
+    >>> curves([{"epoch": 1.0, "seconds": 3.0, "loss": 0.5}])
+    {'loss': [0.5]}
+    """
+    names = [name for name in (history[0] if history else {}) if name not in ("epoch", "seconds")]
+    return {name: [row[name] for row in history] for name in names}

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import keras
+import tensorflow as tf
 
 from tfmuscle import models
 from tfmuscle.config import DataSpec, TrainConfig
@@ -36,7 +37,7 @@ from tfmuscle.training.callbacks import (
     tensorboard,
     write_history,
 )
-from tfmuscle.training.schedule import best_epoch
+from tfmuscle.training.schedule import best_epoch, curves
 
 SGD_MOMENTUM = 0.99
 """Nesterov momentum of plain SGD (nnU-Net)."""
@@ -77,12 +78,13 @@ def fit(
     model = _compiled(spec, config)
     history = _restore(model, run)
     paths = {part: [records / index.path_of(subject) for subject in split[part]] for part in ("train", "validation")}
-    steps = epoch_steps(sum(index.samples_of(subject) for subject in split["train"]), config)
+    samples = {part: sum(index.samples_of(subject) for subject in split[part]) for part in paths}
+    steps = epoch_steps(samples["train"], config)
     recorder = Recorder(run, config, history, steps=steps, progress=progress, cancel=cancel)
     started = time.monotonic()
     model.fit(
         training_batches(paths["train"], spec, config, first_epoch=len(history), steps=steps),
-        validation_data=validation_batches(paths["validation"], spec, config.batch_size) if split["validation"] else None,
+        validation_data=_validation(paths["validation"], spec, config, samples["validation"]),
         initial_epoch=len(history),
         epochs=config.epochs,
         steps_per_epoch=steps,
@@ -130,6 +132,10 @@ def _prepare(run: Path, spec: DataSpec, config: TrainConfig, split: dict[str, li
     return False
 
 
+def _validation(paths: list[Path], spec: DataSpec, config: TrainConfig, num_samples: int) -> tf.data.Dataset | None:
+    return validation_batches(paths, spec, config.batch_size, num_samples=num_samples) if paths else None
+
+
 def _compiled(spec: DataSpec, config: TrainConfig) -> keras.Model:
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(config.precision)
@@ -139,7 +145,7 @@ def _compiled(spec: DataSpec, config: TrainConfig) -> keras.Model:
         keras.config.set_dtype_policy(before)
     model.compile(
         optimizer=_optimiser(config),
-        loss=get_loss(config.recipe.loss),
+        loss=get_loss(config.recipe.loss, **config.recipe.loss_options),
         metrics=[ForegroundDice(spec.num_classes)],
     )
     return model
@@ -170,7 +176,7 @@ def _restore(model: keras.Model, run: Path) -> list[dict[str, float]]:
 
 def _finish(run: Path, model: keras.Model, history: list[dict[str, float]], *, seconds: float, steps: int) -> None:
     best = best_epoch(history)
-    figure = training_curves({key: [row[key] for row in history] for key in history[0]})
+    figure = training_curves(curves(history))
     with atomic_path(run / "curves.png") as temporary:
         temporary.write_bytes(figure_png(figure))
     write_history(run / "history.csv", history)

@@ -16,11 +16,12 @@ from tfmuscle.errors import DataError
 from tfmuscle.files import provenance, read_json, write_json
 from tfmuscle.io import VOLUME_SUFFIXES, case_id, volume_files, write_volume
 from tfmuscle.labels import LabelMap
-from tfmuscle.losses import LOSSES
+from tfmuscle.losses import get_loss
 from tfmuscle.presets import get_preset, reduced_training
 from tfmuscle.records import load_spec
 from tfmuscle.subjects import Subject, read_dataset, read_scans
 from tfmuscle.training.callbacks import read_history
+from tfmuscle.training.schedule import curves
 from tfmuscle.workflows.data import Progress, build_records, plan_spec
 
 PARTS = ("train", "validation", "test")
@@ -44,9 +45,11 @@ def plan_training(
     options = dict(plan.get("model_options", {})) if settings.get("model", plan.get("model")) == plan.get("model") else {}
     plan |= {"preset": preset} | dict(settings)
     plan["model_options"] = options | dict(settings.get("model_options", {}))
-    method = Supervised(**(dict(chosen.recipe) if chosen else {}) | dict(recipe))
-    if method.loss not in LOSSES:
-        raise ValueError(f"no loss is called {method.loss!r}; there are {', '.join(LOSSES)}")
+    method = dict(chosen.recipe) if chosen else {}
+    if recipe.get("loss", method.get("loss")) != method.get("loss"):
+        method.pop("loss_options", None)  # they belong to the preset's loss
+    method = Supervised(**method | dict(recipe))
+    get_loss(method.loss, **method.loss_options)  # refuses an unknown loss or option now, not after the records are made
     return TrainConfig(**plan | {"scale": scale, "recipe": method})
 
 
@@ -182,7 +185,7 @@ def _description(run: inference.Run, part: str | None, mirror: bool, seconds: di
         "model": run.config.model,
         "preset": run.config.preset,
         "orientation": run.spec.orientation,
-        "history": _history(run.path / "history.csv"),
+        "history": curves(read_history(run.path / "history.csv")),
         "scale": "laptop" if "laptop" in (run.spec.scale, run.config.scale) else "full",
         "seed": run.config.seed,
         "fold": run.config.fold,
@@ -193,11 +196,6 @@ def _description(run: inference.Run, part: str | None, mirror: bool, seconds: di
         "seconds": seconds,
         "failures": failures,
     }
-
-
-def _history(path: Path) -> dict[str, list[float]] | None:
-    rows = read_history(path)
-    return {key: [row[key] for row in rows] for key in rows[0]} if rows else None
 
 
 def evaluate(
@@ -237,7 +235,7 @@ def evaluate(
         observer2=_label_files(Path(observer2)) if observer2 else None,
         failures=note.get("failures", {}),
         context=_context(note),
-        history=note.get("history"),
+        history=note.get("history") or None,
         letters=note.get("orientation", True) is not None,
     )
     return evaluation.evaluate(found, wanted, label_map, Path(out), options=options, progress=progress)
