@@ -27,11 +27,11 @@ def stitched(shape, spec, windows, num_classes):
     result = np.full((*shape, num_classes), np.nan, np.float32)
     stitcher, reached = stitch(shape, spec, num_classes), 0
     for start, window in windows:
-        stitcher.add(start, window)
-        for first, block in stitcher.finished():
+        for first, block in stitcher.until(start):
             assert first == reached
             result[first : first + len(block)] = block
             reached += len(block)
+        stitcher.add(start, window)
     for first, block in stitcher.close():
         assert first == reached
         result[first : first + len(block)] = block
@@ -140,9 +140,9 @@ def test_memory_is_one_window_deep():
         tracemalloc.start()
         stitcher = stitch((depth, 64, 64), spec, 3)
         for start in window_origins((depth, 64, 64), spec):
-            stitcher.add(start, window)
-            for _ in stitcher.finished():
+            for _ in stitcher.until(start):
                 pass
+            stitcher.add(start, window)
         result = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return result
@@ -233,10 +233,13 @@ def test_stitch_refuses_what_would_be_wrong():
         stitch(shape, spec, 3).add((0, 6, 0), window)
     stitcher = Stitcher(shape, spec, 3)
     stitcher.add((0, 0, 0), window)
+    with pytest.raises(ValueError, match=r"slices 0 to 1 are final; take them by until\(\(2, 0, 0\)\) first"):
+        stitcher.add((2, 0, 0), window)
+    assert [first for first, _ in stitcher.until((2, 0, 0))] == [0]
     stitcher.add((2, 0, 0), window)
     with pytest.raises(ValueError, match="window at slice 0 after one at slice 2"):
         stitcher.add((0, 0, 0), window)
     with pytest.raises(ValueError, match="slices 2 to 7 are not covered"):
-        stitcher.add((8, 0, 0), window)
+        list(stitcher.until((8, 0, 0)))
     with pytest.raises(ValueError, match="slices 2 to 11 are not covered"):
         list(stitcher.close())

@@ -33,6 +33,10 @@ _ROUNDING = 1e-9
 """Keeps 10 * (1 - 0.9) from becoming 0.9999..."""
 
 
+_BLOCK_SLICES = 4
+"""Slices handed over at once by a `Stitcher`."""
+
+
 def window_starts(size: int, window: int, step: int) -> list[int]:
     """Returns the first voxels of evenly spaced windows that cover an axis.
 
@@ -92,15 +96,18 @@ class Stitcher:
     """Joins windows of probabilities into slabs of slices, in one pass and in the memory of one window depth.
 
     A class, because it holds what is not yet final: the weighted sum and the weights of the slices that a coming
-    window may still touch. Add windows in the order of `cut`, take what is finished after each, then close:
+    window may still touch. Go through the windows in the order of `cut`, take the slices that are final before adding
+    each, then close:
 
         stitcher = stitch(image.shape[:3], spec, spec.num_classes)
         for sample in cut(image, None, spec):
-            stitcher.add(sample["start"], predict(sample["image"]))
-            for first_slice, block in stitcher.finished():
+            for first_slice, block in stitcher.until(sample["start"]):
                 ...
+            stitcher.add(sample["start"], predict(sample["image"]))
         for first_slice, block in stitcher.close():
             ...
+
+    Blocks are a few slices thick, so that handing them over does not need the window depth a second time.
     """
 
     def __init__(self, shape: tuple[int, ...], spec: DataSpec, num_classes: int) -> None:
@@ -112,7 +119,6 @@ class Stitcher:
         self._weight = np.zeros((rows, *self._shape[1:]), dtype=np.float32)
         self._first = 0  # slice of the volume that row 0 of the sums stands for
         self._last_row = 0
-        self._ready: list[tuple[int, np.ndarray]] = []
 
     def add(self, start: tuple[int, int, int], probabilities: np.ndarray) -> None:
         """Adds one window.
@@ -138,7 +144,7 @@ class Stitcher:
         if any(not -w < s < n for s, w, n in zip(start, self._window, self._shape, strict=True)):
             raise ValueError(f"window at {tuple(start)} lies outside the volume {self._shape}")
         if row > self._first:
-            self._ready.append(self._take(row))
+            raise ValueError(f"slices {self._first} to {row - 1} are final; take them by until({tuple(start)}) first")
         self._last_row = row
         inside, outside = _overlap(start, self._window, self._shape)
         target = (slice(inside[0].start - self._first, inside[0].stop - self._first), *inside[1:])
@@ -146,10 +152,13 @@ class Stitcher:
         self._sum[target] += weights[..., np.newaxis] * probabilities.reshape(*self._window, num_classes)[outside]
         self._weight[target] += weights
 
-    def finished(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Yields `(first_slice, probabilities (d, H, W, C))` of the slices before the last window added, each once."""
-        while self._ready:
-            yield self._ready.pop(0)
+    def until(self, start: tuple[int, int, int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields `(first_slice, probabilities (d, H, W, C))` of the slices that windows from `start` on do not touch.
+
+        Raises:
+            ValueError: a window before it was never added.
+        """
+        yield from self._take(max(start[0], 0))
 
     def close(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yields the slices that are left.
@@ -157,25 +166,26 @@ class Stitcher:
         Raises:
             ValueError: a window was never added.
         """
-        yield from self.finished()
-        if self._first < self._shape[0]:
-            yield self._take(self._shape[0])
+        yield from self._take(self._shape[0])
 
-    def _take(self, stop: int) -> tuple[int, np.ndarray]:
-        """Removes the slices from the first one held to `stop` and returns them as weighted means."""
+    def _take(self, stop: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields the slices from the first one held to `stop` as weighted means, then forgets them."""
         first, count = self._first, stop - self._first
+        if count <= 0:
+            return
         if count > len(self._sum) or not self._weight[:count].all():
             raise ValueError(
                 f"slices {first} to {stop - 1} are not covered by the windows added; add every window of cut"
             )
-        block = self._sum[:count] / self._weight[:count, ..., np.newaxis]
+        for row in range(0, count, _BLOCK_SLICES):
+            block = slice(row, min(row + _BLOCK_SLICES, count))
+            yield first + row, self._sum[block] / self._weight[block, ..., np.newaxis]
         for row in range(count, len(self._sum)):  # row by row, because one overlapping copy would need the memory twice
             self._sum[row - count] = self._sum[row]
             self._weight[row - count] = self._weight[row]
         self._sum[len(self._sum) - count :] = 0
         self._weight[len(self._weight) - count :] = 0
         self._first = stop
-        return first, block
 
 
 def _label_window(spec: DataSpec) -> tuple[int, int, int]:

@@ -162,14 +162,13 @@ def _interpolate(
 def mirrored_axes(spec: DataSpec) -> tuple[int, ...]:
     """Returns the axes of the preprocessed volume along which samples may be mirrored without left becoming right.
 
-    In-plane for slices, stacks and sequences, all three for volumes. The left/right axis only when every sided
-    structure has its partner; without an orientation no axis is known to be left/right, so none if any structure has
-    a side.
+    In-plane for slices, stacks and sequences, all three for volumes. None at all when a sided structure lacks its
+    partner: a left leg mirrored along any axis is a right leg, seen from elsewhere. None either when structures have
+    sides but no axis is known to be left/right.
     """
-    axes = (0, 1, 2) if spec.kind == "volumes" else (1, 2)
-    if spec.label_map.flip_permutation() is not None and (spec.orientation is not None or not _is_sided(spec)):
-        return axes
-    return () if spec.orientation is None else tuple(axis for axis in axes if axis != _side_axis(spec))
+    if spec.label_map.flip_permutation() is None or (spec.orientation is None and _is_sided(spec)):
+        return ()
+    return (0, 1, 2) if spec.kind == "volumes" else (1, 2)
 
 
 def mirror_axes(

@@ -94,8 +94,8 @@ def _stream(
     while batch := list(itertools.islice(samples, batch_size)):
         probabilities = _predict(run, np.stack([sample["image"] for sample in batch]), flips)
         for sample, window in zip(batch, probabilities, strict=True):
+            yield from stitcher.until(sample["start"])
             stitcher.add(sample["start"], window)
-            yield from stitcher.finished()
         done += len(batch)
         if progress is not None:
             progress(done, total)
