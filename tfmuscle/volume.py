@@ -25,6 +25,10 @@ SPACING_TOLERANCE_MM = 1e-4
 GRID_TOLERANCE_MM = 1e-2
 """Two grids whose corners agree within this are one grid: far below a voxel, above float32 rounding in headers."""
 
+HALF_VOXEL_TOLERANCE = 1e-3
+"""An extent this close above half a voxel is rounded down, so that DICOM's decimal text and NIfTI's float32 of one spacing
+lead to one grid."""
+
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
@@ -95,7 +99,8 @@ class Geometry:
         if new.shape != (3,) or not (np.isfinite(new) & (new > 0)).all():
             raise ValueError(f"a spacing is three positive numbers in mm, not {tuple(spacing)}")
         new = np.where(np.abs(new - old) < SPACING_TOLERANCE_MM, old, new)
-        shape = np.maximum(1, np.round(np.array(self.shape) * old / new)).astype(int)
+        extent = np.array(self.shape) * old / new
+        shape = np.maximum(1, np.ceil(extent - 0.5 - HALF_VOXEL_TOLERANCE)).astype(int)
         start = ((np.array(self.shape) - 1) - (shape - 1) * new / old) / 2
         affine = self.affine.copy()
         affine[:3, :3] = self.affine[:3, :3] * (new / old)

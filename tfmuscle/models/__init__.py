@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfmuscle.config import DataSpec
 from tfmuscle.errors import DataError
-from tfmuscle.models._pooling import nearest_multiple, poolings
+from tfmuscle.models._pooling import fitting_levels, nearest_multiple, poolings
 
 if TYPE_CHECKING:
     import keras
@@ -134,16 +134,17 @@ def check_spec(name: str, spec: DataSpec, **options: Any) -> None:
         near = " ".join(str(nearest_multiple(edge, multiple)) for edge in spec.size)
         raise ValueError(f"size {spec.size}: {name} needs multiples of {multiple}; use --size {near}")
     if not multiple:
-        _check_pooling(name, spec, options.get("levels", facts["default_levels"]))
+        _check_pooling(name, spec, options.get("levels"))
 
 
-def _check_pooling(name: str, spec: DataSpec, levels: int) -> None:
+def _check_pooling(name: str, spec: DataSpec, levels: int | None) -> None:
     shape = spec.window if spec.is_volumetric else spec.size
     try:
-        poolings(shape, levels)
+        poolings(shape, fitting_levels(shape) if levels is None else levels)
     except ValueError as error:
         field = f"depth and size {shape}" if spec.is_volumetric else f"size {spec.size}"
-        raise ValueError(f"{field}: {name} with levels={levels}: {error}") from error
+        depth = "" if levels is None else f" with levels={levels}"
+        raise ValueError(f"{field}: {name}{depth}: {error}") from error
 
 
 def _facts(name: str) -> dict[str, Any]:

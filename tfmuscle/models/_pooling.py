@@ -8,6 +8,29 @@ LARGEST_ODD_EDGE = 15
 """An odd axis up to this size may stay as it is; a longer one would cost too much at the deep levels."""
 
 
+MOST_LEVELS = 5
+"""Resolutions of a network whose depth is not given, where the shape allows them."""
+
+
+def fitting_levels(shape: Sequence[int | None]) -> int:
+    """Returns the number of levels that suits a shape: 5, or fewer where all axes get as short as they can before.
+
+    Raises:
+        ValueError: a long axis turns odd on the way, so that a network would stay shallow; the nearest shape is named.
+
+    >>> fitting_levels((256, 256)), fitting_levels((48, 48)), fitting_levels((40, 56, 40))
+    (5, 4, 4)
+    """
+    for levels in range(MOST_LEVELS - 1, 1, -1):
+        edges = [edge for edge in shape if edge is not None]
+        for _ in range(levels - 1):
+            edges = [edge // 2 if _can_halve(edge) else edge for edge in edges]
+        if len(edges) == len(shape) and not any(map(_can_halve, edges)) and max(edges) <= LARGEST_ODD_EDGE:
+            return levels
+    poolings(shape, MOST_LEVELS)
+    return MOST_LEVELS
+
+
 def poolings(shape: Sequence[int | None], levels: int) -> list[tuple[int, ...]]:
     """Returns the factor, 1 or 2, by which each axis is divided between one level and the next.
 

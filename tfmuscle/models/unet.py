@@ -13,7 +13,7 @@ depth. Axes of unknown size (None) are allowed; they must come in multiples of `
 import keras
 from keras import layers
 
-from tfmuscle.models._pooling import poolings
+from tfmuscle.models._pooling import fitting_levels, poolings
 from tfmuscle.models.blocks import BLOCKS, DENSE_LAYERS, NORMS, convolution, head, upsample
 
 FACTS = {
@@ -23,7 +23,6 @@ FACTS = {
     "options": {"levels": 6},
     "spatial_axes": (2, 3),
     "multiple_of": None,
-    "default_levels": 5,
 }
 
 
@@ -32,7 +31,7 @@ def unet(
     num_classes: int,
     *,
     filters: int = 32,
-    levels: int = 5,
+    levels: int | None = None,
     block: str = "plain",
     norm: str = "instance",
     dropout: float = 0.0,
@@ -45,7 +44,7 @@ def unet(
         input_shape: `(H, W, C)` or `(D, H, W, C)`; None for axes of any size.
         num_classes: classes, background included.
         filters: filters of the first level; they double per level.
-        levels: resolutions, the full one included.
+        levels: resolutions, the full one included; None takes 5, or fewer where the shape is soon too small to halve.
         block: `plain`, `residual` or `dense`.
         norm: `instance`, `batch` or `none`.
         dropout: share of the deepest features dropped in training.
@@ -59,12 +58,9 @@ def unet(
     Raises:
         ValueError: an option out of range, or a shape that cannot be pooled that often.
     """
-    widths = [min(filters * 2**level, max_filters) for level in range(levels)]
+    factors = _factors(input_shape, levels)
+    widths = [min(filters * 2**level, max_filters) for level in range(len(factors) + 1)]
     _check(block, norm, dropout, widths)
-    try:
-        factors = poolings(input_shape[:-1], levels)
-    except ValueError as error:
-        raise ValueError(f"input_shape {tuple(input_shape)}: {error}") from error
     image = keras.Input(tuple(input_shape), name="image")
     # A dense block starts with norm and activation, which would discard the dark half of the image itself.
     x = convolution(image, widths[0], name="stem") if block == "dense" else image
@@ -74,7 +70,7 @@ def unet(
         skips.append(x)
     x = layers.Dropout(dropout, name="dropout")(x) if dropout else x
     outputs = {}
-    for level in reversed(range(levels - 1)):
+    for level in reversed(range(len(factors))):
         x = upsample(x, widths[level], factor=factors[level], name=f"decoder{level}_up")
         x = layers.Concatenate(name=f"decoder{level}_skip")([x, skips[level]])
         x = BLOCKS[block](x, widths[level], strides=unit, norm=norm, name=f"decoder{level}")
@@ -83,6 +79,13 @@ def unet(
             outputs[name] = head(x, num_classes, name=name)
     fine_to_coarse = dict(sorted(outputs.items()))
     return keras.Model(image, fine_to_coarse if deep_supervision else outputs["probabilities"], name="unet")
+
+
+def _factors(input_shape: tuple[int | None, ...], levels: int | None) -> list[tuple[int, ...]]:
+    try:
+        return poolings(input_shape[:-1], fitting_levels(input_shape[:-1]) if levels is None else levels)
+    except ValueError as error:
+        raise ValueError(f"input_shape {tuple(input_shape)}: {error}") from error
 
 
 def _check(block: str, norm: str, dropout: float, widths: list[int]) -> None:

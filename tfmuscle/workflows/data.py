@@ -159,8 +159,8 @@ def build_records(
     labelled = [subject for subject in dataset.subjects if subject.labels is not None]
     if not labelled:
         raise DataError(f"{dataset.root}: no subject has labels; records are made from labelled scans")
-    _claim_records(out, spec)
     folds = assign_folds([s.subject_id for s in labelled], folds=spec.folds, test=spec.test, seed=spec.seed)
+    _claim_records(out, spec)
     by_id = {subject.subject_id: subject for subject in labelled}
     jobs = [(by_id[shard.subject_id], out / shard.file, spec) for shard in records.plan_shards(folds)]
     entries = []

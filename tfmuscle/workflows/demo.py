@@ -18,24 +18,34 @@ SUBJECTS = 12
 SEED = 7
 
 
-def demo(out: str | Path, *, say: Callable[[str], None] = print, progress: Progress | None = None) -> Path:
+def demo(
+    out: str | Path,
+    *,
+    subjects: int = SUBJECTS,
+    epochs: int | None = None,
+    say: Callable[[str], None] = print,
+    progress: Progress | None = None,
+) -> Path:
     """Runs the whole job in `out` and returns the path of `report.html`.
 
     Args:
         out: folder to make; one left by an earlier demo is made anew.
+        subjects: how many legs; two of them are the test.
+        epochs: passes over the training slices; the preset's by default.
         say: called with a sentence before each step.
         progress: called with (done, total, note) within each step.
     """
     out = Path(out)
     _clear(out)
     dataset, records, run = out / "dataset", out / "records", out / "run"
-    say(f"1/5 phantom: {SUBJECTS} synthetic legs with five bones each -> {dataset}")
-    phantom(dataset, subjects=SUBJECTS, seed=SEED, kind="bones", progress=progress)
+    say(f"1/5 phantom: {subjects} synthetic legs with five bones each -> {dataset}")
+    phantom(dataset, subjects=subjects, seed=SEED, kind="bones", progress=progress)
     say(f"2/5 build-records: checked, preprocessed, cut into slices -> {records}")
     spec = plan_spec(read_dataset(dataset), {}, preset="demo", progress=progress)
     build_records(dataset, records, spec, progress=progress)
     say(f"3/5 fit: a small 2D U-Net; two legs are kept aside for the test -> {run}")
-    fit(records, run, plan_training({"seed": SEED}, recipe={}, preset="demo"), progress=progress)
+    settings = {"seed": SEED} | ({} if epochs is None else {"epochs": epochs})
+    fit(records, run, plan_training(settings, recipe={}, preset="demo"), progress=progress)
     say(f"4/5 predict: the two legs nobody trained on -> {out / 'predictions'}")
     predict(run, dataset, out / "predictions", part="test", progress=progress)
     say(f"5/5 evaluate: Dice, surface distances, volumes, pictures -> {out / 'report'}")
