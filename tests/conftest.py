@@ -10,7 +10,9 @@ from tfmuscle.workflows.learning import fit, plan_training
 
 
 def pytest_addoption(parser):
-    parser.addoption("--data", default=None, metavar="DIR", help="folder of real scans; tests that need it skip without")
+    parser.addoption(
+        "--data", default=None, metavar="DIR", help="folder of real scans; tests that need it skip without"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -50,7 +50,9 @@ def imports(path: Path) -> list[tuple[str, int, bool]]:
         if isinstance(node, ast.Import):
             found += [(alias.name, node.lineno, id(node) in inner) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "tfmuscle" else [node.module]
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "tfmuscle" else [node.module]
+            )
             found += [(str(name), node.lineno, id(node) in inner) for name in names]
     return found
 

@@ -156,7 +156,9 @@ def test_predict_names_a_scan_with_the_wrong_number_of_channels(tiny_run, phanto
     image = nib.load(first(phantom_dataset, "imagesTr"))
     both = np.stack([np.asanyarray(image.dataobj)] * 2, axis=-1)
     nib.save(nib.Nifti1Image(both, image.affine), tmp_path / "both.nii.gz")
-    line = one_error_line(run("predict", "-m", tiny_run, "-i", tmp_path / "both.nii.gz", "-o", tmp_path / "out", code=1))
+    line = one_error_line(
+        run("predict", "-m", tiny_run, "-i", tmp_path / "both.nii.gz", "-o", tmp_path / "out", code=1)
+    )
     assert "both.nii.gz" in line and "channel" in line
     assert not list((tmp_path / "out").glob("*.nii.gz"))
 
@@ -230,7 +232,18 @@ def test_fit_takes_a_dataset_and_laptop_scale_says_reduced(phantom_dataset, tmp_
     words = ("--preset", "slices", "--scale", "laptop", "--epochs", 1, "--steps", 2, "--batch-size", 2)
     result = run("fit", "-i", phantom_dataset, "-o", tmp_path / "run", *words)
     assert "(reduced)" in result.output
-    predict = ("predict", "-m", tmp_path / "run", "-i", phantom_dataset, "--split", "validation", "-o", tmp_path / "out", "--no-mirror")
+    predict = (
+        "predict",
+        "-m",
+        tmp_path / "run",
+        "-i",
+        phantom_dataset,
+        "--split",
+        "validation",
+        "-o",
+        tmp_path / "out",
+        "--no-mirror",
+    )
     run(*predict)
     run("evaluate", "-i", tmp_path / "out", "-r", phantom_dataset, "-o", tmp_path / "report")
     assert "reduced" in (tmp_path / "report" / "report.html").read_text(encoding="utf-8").lower()

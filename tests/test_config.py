@@ -15,7 +15,9 @@ def spec(**changes):
 
 
 def test_settings_survive_json(tmp_path):
-    one = spec(kind="volumes", depth=32, size=(64, 48), spacing=(2.0, 1.0, 1.0), orientation=None, channels=("fat", "water"))
+    one = spec(
+        kind="volumes", depth=32, size=(64, 48), spacing=(2.0, 1.0, 1.0), orientation=None, channels=("fat", "water")
+    )
     one.save(tmp_path / "spec.json")
     assert DataSpec.load(tmp_path / "spec.json") == one
     two = TrainConfig(model="unet", model_options={"filters": 8}, recipe=Supervised(loss="dice", mirror=False))

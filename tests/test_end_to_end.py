@@ -1,4 +1,5 @@
-"""phantom -> records -> fit -> predict -> evaluate, on grids as scanners write them; judged by nibabel and SimpleITK."""
+"""phantom -> records -> fit -> predict -> evaluate, on grids as scanners write them; judged by nibabel and
+SimpleITK."""
 
 import datetime
 import re
@@ -52,7 +53,9 @@ def test_predictions_overlay_the_scan_in_nibabel_and_simpleitk(tiny_run, scan, t
     assert labels.shape == image.shape and np.allclose(labels.affine, image.affine, atol=1e-4)
     one, two = sitk.ReadImage(tmp_path / "scan.nii.gz"), sitk.ReadImage(tmp_path / "labels.nii.gz")
     for corner in ((0, 0, 0), tuple(size - 1 for size in one.GetSize())):
-        assert np.allclose(one.TransformIndexToPhysicalPoint(corner), two.TransformIndexToPhysicalPoint(corner), atol=1e-3)
+        assert np.allclose(
+            one.TransformIndexToPhysicalPoint(corner), two.TransformIndexToPhysicalPoint(corner), atol=1e-3
+        )
     # the same body part gets the same label whatever the storage order: compare in RAS
     nib.save(scan, tmp_path / "ras.nii.gz")
     if not turned:
@@ -90,7 +93,9 @@ def write_dicom(folder, image):
         slice_.ContentDate = datetime.date(2020, 1, 1).strftime("%Y%m%d")
         slice_.InstanceNumber = number + 1
         slice_.ImagePositionPatient = [f"{value:.9g}" for value in (affine @ [0, 0, k, 1])[:3]]
-        slice_.ImageOrientationPatient = [f"{value:.12g}" for axis in (0, 1) for value in affine[:3, axis] / spacing[axis]]
+        slice_.ImageOrientationPatient = [
+            f"{value:.12g}" for axis in (0, 1) for value in affine[:3, axis] / spacing[axis]
+        ]
         slice_.PixelSpacing = [f"{spacing[1]:.9g}", f"{spacing[0]:.9g}"]
         slice_.SliceThickness = f"{spacing[2]:.9g}"
         slice_.Rows, slice_.Columns = array.shape[1], array.shape[0]
@@ -126,11 +131,15 @@ def test_two_series_in_one_folder_are_refused_in_one_line(tiny_run, scan, tmp_pa
 
 
 def test_a_dataset_evaluates_against_itself_as_perfect(phantom_dataset, tmp_path):
-    result = evaluate(phantom_dataset / "labelsTr", phantom_dataset, tmp_path / "report", observer2=phantom_dataset / "labelsTr")
+    result = evaluate(
+        phantom_dataset / "labelsTr", phantom_dataset, tmp_path / "report", observer2=phantom_dataset / "labelsTr"
+    )
     assert not result.failures
     summary = read_json(tmp_path / "report" / "summary.json")
     assert "1.0" in str(summary)
-    assert (tmp_path / "report" / "report.html").exists() and len(list((tmp_path / "report" / "overlays").glob("*.png"))) == 5
+    assert (tmp_path / "report" / "report.html").exists() and len(
+        list((tmp_path / "report" / "overlays").glob("*.png"))
+    ) == 5
 
 
 def test_the_demo_leaves_a_report_and_runs_a_second_time(tmp_path):

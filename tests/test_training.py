@@ -39,7 +39,14 @@ def records(tmp_path_factory):
 
 def _write_spec(folder):
     labels = read_json(folder / "dataset" / "dataset.json")["labels"]
-    content = {"label_map": labels, "kind": "slices", "size": [32, 32], "spacing": [12.0, 6.0, 6.0], "folds": 2, "test": 1}
+    content = {
+        "label_map": labels,
+        "kind": "slices",
+        "size": [32, 32],
+        "spacing": [12.0, 6.0, 6.0],
+        "folds": 2,
+        "test": 1,
+    }
     write_json(folder / "spec.json", content)
     return folder / "spec.json"
 
@@ -98,7 +105,13 @@ def test_a_run_folder_says_how_it_came_about(records, tmp_path):
     parts = [set(split[part]) for part in ("train", "validation", "test")]
     assert [len(part) for part in parts] == [1, 2, 1] or [len(part) for part in parts] == [2, 1, 1]
     assert len(set.union(*parts)) == 4  # no subject stands in two parts
-    assert {path.name for path in run.iterdir()} >= {"best.keras", "history.csv", "curves.png", "about.json", "spec.json"}
+    assert {path.name for path in run.iterdir()} >= {
+        "best.keras",
+        "history.csv",
+        "curves.png",
+        "about.json",
+        "spec.json",
+    }
     assert not (run / "state").exists()
     history, about = read_history(run / "history.csv"), read_json(run / "about.json")
     assert len(history) == about["epochs"] == 3 and history[-1]["loss"] < history[0]["loss"]
@@ -134,11 +147,13 @@ def test_a_run_killed_at_any_moment_resumes(records, tmp_path):
     config, run = tmp_path / "train.json", tmp_path / "run"
     TrainConfig.from_dict(TINY.to_dict() | {"epochs": 40}).save(config)
     code = (
-        "import sys; from pathlib import Path; from tfmuscle.config import TrainConfig; from tfmuscle.training import fit;"
+        "import sys; from tfmuscle.config import TrainConfig; from tfmuscle.training import fit;"
         "fit(sys.argv[1], sys.argv[2], TrainConfig.load(sys.argv[3]), resume=True)"
     )
     command = [sys.executable, "-c", code, str(records), str(run), str(config)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"})
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    )
     deadline = time.monotonic() + 120
     while len(read_history(run / "history.csv")) < 2 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)

@@ -1,11 +1,11 @@
 """The `tfmuscle` command: a skin over `workflows/`, one function a command.
 
-A command turns options into settings, calls one workflow and prints what it did. Options that are fields of `DataSpec`,
-`TrainConfig` or `Supervised` take name, help and choices from there. Workflows are imported inside the functions, because
-TensorFlow takes seconds to load and `--help` should not.
+A command turns options into settings, calls one workflow and prints what it did. Options that are fields of
+`DataSpec`, `TrainConfig` or `Supervised` take name, help and choices from there. Workflows are imported inside the
+functions, because TensorFlow takes seconds to load and `--help` should not.
 
-A `DataError` is printed on one line and exits with 1; a misused option exits with 2; anything else is our bug and keeps its
-traceback. Subjects that failed are listed last, and the exit code is 1.
+A `DataError` is printed on one line and exits with 1; a misused option exits with 2; anything else is our bug and
+keeps its traceback. Subjects that failed are listed last, and the exit code is 1.
 """
 
 import dataclasses
@@ -38,7 +38,8 @@ def main() -> None:
 def tfmuscle_group() -> None:
     """From a folder of scans to muscle and bone numbers that can be trusted.
 
-    The main job in four commands: build-records, fit, predict, evaluate. See it first with `tfmuscle demo`. For research use.
+    The main job in four commands: build-records, fit, predict, evaluate. See it first with `tfmuscle demo`. For
+    research use.
     """
 
 
@@ -54,7 +55,9 @@ def command(*, name: str) -> Callable[[Callable[..., None]], click.Command]:
                 click.echo("Error: " + " ".join(str(error).split()), err=True)
                 sys.exit(1)
             except KeyboardInterrupt:
-                click.echo("Interrupted; what is finished is kept. Run the same command again (fit: with --resume).", err=True)
+                click.echo(
+                    "Interrupted; what is finished is kept. Run the same command again (fit: with --resume).", err=True
+                )
                 sys.exit(130)
 
         return tfmuscle_group.command(name=name)(guarded)
@@ -184,7 +187,9 @@ def inspect_command(dataset: Path, as_json: bool) -> None:
 @click.option("--stack", type=int, help="slices in a stack (kind stacks) [default: 5]")
 @click.option("--patch", type=int, nargs=3, metavar="D H W", help="sub-volume (kind volumes)")
 @click.option("--window", type=int, help="slices in a sequence (kind sequences) [default: 3]")
-@setting(DataSpec, "orientation", help="axis codes after preprocessing, slice axis first; 'none' for sweeps [default: SPL]")
+@setting(
+    DataSpec, "orientation", help="axis codes after preprocessing, slice axis first; 'none' for sweeps [default: SPL]"
+)
 @setting(DataSpec, "normalisation")
 @setting(DataSpec, "crop_nonzero")
 @setting(DataSpec, "overlap")
@@ -194,7 +199,9 @@ def inspect_command(dataset: Path, as_json: bool) -> None:
 @click.option("--preset", type=click.Choice(list(PRESETS)), help="recipe to follow")
 @setting(DataSpec, "scale", default="full")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="processes")
-def build_records_command(dataset: Path, out: Path, preset: str | None, scale: str, workers: int, **options: Any) -> None:
+def build_records_command(
+    dataset: Path, out: Path, preset: str | None, scale: str, workers: int, **options: Any
+) -> None:
     """Turn a dataset into TFRecords; run again to complete an interrupted build."""
     with quiet_start():
         from tfmuscle.subjects import read_dataset
@@ -203,7 +210,8 @@ def build_records_command(dataset: Path, out: Path, preset: str | None, scale: s
     index = read_dataset(dataset)
     settings = checked(sample_settings, options, preset)
     spec = checked(plan_spec, index, settings, preset=preset, scale=scale, progress=Bar())
-    click.echo(f"{spec.kind} of {' x '.join(map(str, spec.window))} voxels at {spec.spacing or 'native'} mm, {spec.orientation}")
+    window = " x ".join(map(str, spec.window))
+    click.echo(f"{spec.kind} of {window} voxels at {spec.spacing or 'native'} mm, {spec.orientation}")
     result = build_records(index, out, spec, workers=workers, progress=Bar())
     click.echo(f"{result.samples} samples in {out}" + (" (reduced)" if scale == "laptop" else ""))
     finish(result.failures)
@@ -250,8 +258,12 @@ def sample_settings(options: Mapping[str, Any], preset: str | None) -> dict[str,
 @setting(Supervised, "patience")
 @setting(TrainConfig, "precision")
 @setting(TrainConfig, "seed")
-@click.option("--option", "model_options", multiple=True, metavar="NAME=VALUE", help="option of the model, e.g. filters=16")
-@click.option("--loss-option", "loss_options", multiple=True, metavar="NAME=VALUE", help="option of the loss, e.g. gamma=2")
+@click.option(
+    "--option", "model_options", multiple=True, metavar="NAME=VALUE", help="option of the model, e.g. filters=16"
+)
+@click.option(
+    "--loss-option", "loss_options", multiple=True, metavar="NAME=VALUE", help="option of the loss, e.g. gamma=2"
+)
 @click.option("--preset", type=click.Choice(list(PRESETS)), help="recipe to follow")
 @setting(TrainConfig, "scale", default="full")
 @click.option("--resume", is_flag=True, help="go on with an interrupted run")
@@ -274,7 +286,9 @@ def fit_command(source: Path, run: Path, preset: str | None, scale: str, resume:
         bar.close()
     about = read_json(run / "about.json")
     dice = about["best_validation_dice"]
-    told = f"best epoch {about['best_epoch']} of {about['epochs']}" + ("" if dice is None else f", validation Dice {dice:.3f}")
+    told = f"best epoch {about['best_epoch']} of {about['epochs']}" + (
+        "" if dice is None else f", validation Dice {dice:.3f}"
+    )
     click.echo(f"{run}: {told}, {about['seconds'] / 60:.1f} min" + (" (reduced)" if scale == "laptop" else ""))
 
 
@@ -298,9 +312,13 @@ def parse_options(texts: tuple[str, ...]) -> dict[str, Any]:
 
 @command(name="predict")
 @click.option("-m", "--model", "run", type=FOLDER, required=True, help="run folder made by fit")
-@click.option("-i", "--input", "source", type=FOLDER, required=True, help="scan, DICOM series, folder of them, or dataset")
+@click.option(
+    "-i", "--input", "source", type=FOLDER, required=True, help="scan, DICOM series, folder of them, or dataset"
+)
 @click.option("-o", "--output", "out", type=FOLDER, required=True, help="folder, or a file name for one scan")
-@click.option("--split", "part", type=click.Choice(["train", "validation", "test"]), help="only these subjects of the dataset")
+@click.option(
+    "--split", "part", type=click.Choice(["train", "validation", "test"]), help="only these subjects of the dataset"
+)
 @click.option("--mirror/--no-mirror", default=True, show_default=True, help="average over mirrored copies")
 @click.option("--resume", is_flag=True, help="keep predictions that are there")
 def predict_command(run: Path, source: Path, out: Path, part: str | None, mirror: bool, resume: bool) -> None:
@@ -309,6 +327,8 @@ def predict_command(run: Path, source: Path, out: Path, part: str | None, mirror
         from tfmuscle.workflows.learning import predict
 
     result = predict(run, source, out, part=part, mirror=mirror, resume=resume, progress=Bar())
+    for warning in result.warnings:
+        click.echo(f"Warning: {warning}", err=True)
     click.echo(f"{len(result.written)} scan(s) segmented in {out}")
     finish(result.failures)
 
@@ -319,7 +339,9 @@ def predict_command(run: Path, source: Path, out: Path, part: str | None, mirror
 @click.option("-o", "--output", "out", type=FOLDER, required=True, help="folder of the report")
 @click.option("--images", type=FOLDER, help="scans for the overlays, when the references are no dataset")
 @click.option("--observer2", type=FOLDER, help="a second annotator's labels: marks structures within human variability")
-def evaluate_command(predictions: Path, references: Path, out: Path, images: Path | None, observer2: Path | None) -> None:
+def evaluate_command(
+    predictions: Path, references: Path, out: Path, images: Path | None, observer2: Path | None
+) -> None:
     """Compare predictions with references: Dice, surface distances and volumes per subject and structure."""
     with quiet_start():
         from tfmuscle.workflows.learning import evaluate
@@ -337,7 +359,9 @@ def models_command(as_json: bool) -> None:
     with quiet_start():
         from tfmuscle.workflows.catalogue import list_models
 
-    _print_list(list_models(), ("name", "input_shape", "classes", "parameters", "trainable", "source"), as_json)
+    _print_list(
+        list_models(), ("name", "input_shape", "num_classes", "parameters", "trainable_parameters", "source"), as_json
+    )
 
 
 @command(name="losses")

@@ -1,15 +1,15 @@
 """What is decided: about a family of records (`DataSpec`) and about one training run (`TrainConfig`).
 
-Each field is declared once, with its help and choices in its metadata; from that line come the default, the JSON key and
-the command-line option. Unknown keys in a file are an error with the nearest name. `DataSpec` is stored as `spec.json`
-beside the records and copied beside the weights, so that prediction needs no settings; `TrainConfig` as `train.json` in the
-run folder. Presets are constants at the end of the file, each knowing its part of both.
+Each field is declared once, with its help and choices in its metadata; from that line come the default, the JSON key
+and the command-line option. Unknown keys in a file are an error with the nearest name. `DataSpec` is stored as
+`spec.json` beside the records and copied beside the weights, so that prediction needs no settings; `TrainConfig` as
+`train.json` in the run folder. Presets are constants at the end of the file, each knowing its part of both.
 """
 
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -69,9 +69,11 @@ class _Settings:
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1)
                 raise ValueError(f"unknown setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
-        if isinstance(values.get("label_map"), Mapping):
-            values["label_map"] = LabelMap.from_dict(values["label_map"])
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in content.items()
+        }
+        if isinstance(labels := values.get("label_map"), Mapping):
+            values["label_map"] = LabelMap.from_dict(labels)
         try:
             return cls(**values)
         except TypeError as error:
@@ -105,8 +107,12 @@ class DataSpec(_Settings):
     kind: str = option("slices", "what one sample is", choices=KINDS)
     size: tuple[int, int] = option((256, 256), "height and width of a sample in voxels")
     depth: int = option(1, "slices in a sample: 1 for slices, the stack, the patch depth or the window")
-    spacing: tuple[float, float, float] | None = option(None, "voxel size to resample to, in mm; none keeps each scan's own")
-    orientation: str | None = option("SPL", "axis codes after preprocessing, slice axis first; none for untracked sweeps")
+    spacing: tuple[float, float, float] | None = option(
+        None, "voxel size to resample to, in mm; none keeps each scan's own"
+    )
+    orientation: str | None = option(
+        "SPL", "axis codes after preprocessing, slice axis first; none for untracked sweeps"
+    )
     normalisation: str = option("zscore", "how intensities are scaled, per scan and channel", choices=NORMALISATIONS)
     crop_nonzero: bool = option(False, "cut away the margin in which every channel is zero")
     overlap: float = option(0.5, "overlap of neighbouring samples in-plane, and of sub-volumes along the limb")
@@ -126,9 +132,13 @@ class DataSpec(_Settings):
         if not 0 <= self.overlap < 1:
             raise ValueError(f"overlap is {self.overlap}; a share from 0 to below 1 is needed")
         if self.kind == "slices" and self.depth != 1:
-            raise ValueError(f"depth is {self.depth}; slices have depth 1, use kind 'stacks' for neighbours as channels")
+            raise ValueError(
+                f"depth is {self.depth}; slices have depth 1, use kind 'stacks' for neighbours as channels"
+            )
         if self.kind == "stacks" and self.depth % 2 == 0:
-            raise ValueError(f"depth is {self.depth}; a stack has an odd number of slices, the labelled one in the middle")
+            raise ValueError(
+                f"depth is {self.depth}; a stack has an odd number of slices, the labelled one in the middle"
+            )
         if self.folds < 1 or self.test < 0:
             raise ValueError(f"folds is {self.folds} and test {self.test}; at least one fold, and no negative count")
 
@@ -202,7 +212,9 @@ class TrainConfig(_Settings):
         if self.steps < 0 or self.fold < 0 or self.weight_decay < 0:
             raise ValueError("steps, fold and weight_decay must not be negative")
         if self.weight_decay and self.optimiser != "adamw":
-            raise ValueError(f"weight_decay is {self.weight_decay}, which only adamw knows; optimiser is {self.optimiser!r}")
+            raise ValueError(
+                f"weight_decay is {self.weight_decay}, which only adamw knows; optimiser is {self.optimiser!r}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain JSON content with the recipe nested under its class name."""

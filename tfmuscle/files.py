@@ -22,7 +22,18 @@ from tfmuscle.errors import DataError
 TEMPORARY_PREFIX = ".tmp-"
 _CHUNK_BYTES = 1 << 20
 _NOT_WRITABLE = {
-    getattr(errno, name) for name in "EACCES EPERM EROFS ENOTDIR EISDIR EEXIST ENOTEMPTY ENAMETOOLONG ELOOP".split()
+    getattr(errno, name)
+    for name in (
+        "EACCES",
+        "EPERM",
+        "EROFS",
+        "ENOTDIR",
+        "EISDIR",
+        "EEXIST",
+        "ENOTEMPTY",
+        "ENAMETOOLONG",
+        "ELOOP",
+    )
 }
 
 
@@ -59,7 +70,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 def _explain(error: OSError, path: Path) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return DataError(f"{path}: the disk is full ({error.strerror}); free some space and run again, nothing was kept")
+        return DataError(
+            f"{path}: the disk is full ({error.strerror}); free some space and run again, nothing was kept"
+        )
     if error.errno in _NOT_WRITABLE:
         return DataError(f"{path}: cannot be written ({error.strerror}); choose another output")
     return error

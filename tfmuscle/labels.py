@@ -5,9 +5,9 @@ network sees: 0, 1, ..., `num_classes - 1` in the order of the ids, and `IGNORE`
 Unknown is not background: `LabelMap.ignore` is the id that marks such voxels in files, as in nnU-Net's `dataset.json`.
 
 Sides are read from names: a word `left`/`right` anywhere, or `l`/`r` at either end (`femur_left`, `Right femur`,
-`soleus_L`, `psoasLeft`; not `L4`). The partner of a name is the same name with the other side. A mirror image swaps partners; a label map in
-which a sided structure lacks its partner (one leg only) cannot be mirrored, for a mirrored left leg is a right leg that
-the map has no name for. `flip_permutation` says so by returning None.
+`soleus_L`, `psoasLeft`; not `L4`). The partner of a name is the same name with the other side. A mirror image swaps
+partners; a label map in which a sided structure lacks its partner (one leg only) cannot be mirrored, for a mirrored
+left leg is a right leg that the map has no name for. `flip_permutation` says so by returning None.
 """
 
 import colorsys
@@ -177,7 +177,7 @@ class LabelMap:
                 table[self.id_of(member)] = new_id
         if self.ignore is not None:
             table[self.ignore] = self.ignore
-        names = {new_id: name for new_id, name in enumerate(groups, start=1)}
+        names = dict(enumerate(groups, start=1))
         return LabelMap(names, ignore=self.ignore), table
 
     def to_dict(self) -> dict[str, int]:
@@ -192,7 +192,9 @@ class LabelMap:
             return cls({int(key): str(name) for key, name in content.items()})
         for name, key in content.items():
             if isinstance(key, bool) or not isinstance(key, int):
-                raise ValueError(f"label {name!r} has the id {key!r}; one integer is needed (regions are not supported)")
+                raise ValueError(
+                    f"label {name!r} has the id {key!r}; one integer is needed (regions are not supported)"
+                )
         names = {key: name for name, key in content.items() if name != "ignore"}
         if len(names) != len(content) - ("ignore" in content):
             raise ValueError("two label names share one id; give every structure an id of its own")

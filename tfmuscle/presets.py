@@ -1,7 +1,7 @@
 """Recipes by name: each knows its part of the data (`build-records --preset`) and of the training (`fit --preset`).
 
-A preset is a constant; its text names data, hardware, time and what to expect. Precedence: an option given by the user beats
-the preset, the preset beats the plan made from the dataset's fingerprint.
+A preset is a constant; its text names data, hardware, time and what to expect. Precedence: an option given by the
+user beats the preset, the preset beats the plan made from the dataset's fingerprint.
 
 `--scale laptop` cuts any recipe down in width, patch and steps (`reduced_data`, `reduced_training`); whatever is made
 then carries `scale: laptop`, and tables call it *reduced*.
@@ -37,7 +37,7 @@ class Preset:
 
 PRESETS: dict[str, Preset] = {
     "demo": Preset(
-        about="Phantom bones, 2D slices; about a minute on 2 cores. Shows the whole job, proves nothing about patients.",
+        about="Phantom bones, 2D slices; about a minute on 2 cores. Shows the job, proves nothing about patients.",
         data={"kind": "slices", "size": (96, 96), "folds": 4, "test": 2},
         training={
             "model": "unet",
@@ -48,7 +48,7 @@ PRESETS: dict[str, Preset] = {
         },
     ),
     "slices": Preset(
-        about="2D U-Net on single slices: the quick first look at any dataset; minutes on a GPU, an hour or two on 2 cores.",
+        about="2D U-Net on single slices: the quick first look at any dataset; hours on 2 cores.",
         data={"kind": "slices"},
         training={"model": "unet", "model_options": {"filters": 32, "norm": "batch"}, "epochs": 50, "batch_size": 16},
     ),
@@ -70,7 +70,7 @@ PRESETS: dict[str, Preset] = {
         recipe={"augmentation": "full"},
     ),
     "hippocampus": Preset(
-        about="3D U-Net for the Decathlon hippocampus (1 mm, two structures); benchmarks/hippocampus.md has the figures.",
+        about="3D U-Net for the Decathlon hippocampus (1 mm, two structures); see benchmarks/hippocampus.md.",
         data={
             "kind": "volumes",
             "depth": 40,

@@ -1,7 +1,8 @@
 """TensorFlow's start-up chatter, kept off the terminal.
 
-It is written to file descriptor 2 past Python's logging and before TensorFlow reads its own log level, so the descriptor is
-pointed elsewhere while TensorFlow is imported. Exceptions are unaffected: they travel as Python objects.
+It is written to file descriptor 2 past Python's logging and before TensorFlow reads its own log level, so the
+descriptor is pointed elsewhere while TensorFlow is imported. Exceptions are unaffected: they travel as Python
+objects.
 """
 
 import contextlib

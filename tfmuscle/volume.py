@@ -2,16 +2,17 @@
 
 Conventions, stated once:
 
-* World coordinates are RAS+ in millimetres: x grows to the patient's Right, y to the Anterior, z to the Superior side, as
-  in NIfTI. DICOM's LPS is converted in `io/dicom.py` and nowhere else.
-* `affine @ (i, j, k, 1)` is the world position of the *centre* of voxel `array[i, j, k]`. Spacing, orientation, origin and
-  direction are read from the affine, so that they cannot disagree with it.
-* An orientation code names, for axes 0, 1, 2, the side towards which the index grows: nibabel's axis codes. `"SPL"` is the
-  usual code of a limb after preprocessing: axis 0 is the slice axis, rows run to the back, columns to the left.
+* World coordinates are RAS+ in millimetres: x grows to the patient's Right, y to the Anterior, z to the Superior
+  side, as in NIfTI. DICOM's LPS is converted in `io/dicom.py` and nowhere else.
+* `affine @ (i, j, k, 1)` is the world position of the *centre* of voxel `array[i, j, k]`. Spacing, orientation,
+  origin and direction are read from the affine, so that they cannot disagree with it.
+* An orientation code names, for axes 0, 1, 2, the side towards which the index grows: nibabel's axis codes. `"SPL"`
+  is the usual code of a limb after preprocessing: axis 0 is the slice axis, rows run to the back, columns to the
+  left.
 * Arrays are `(I, J, K)`, or `(I, J, K, C)` with channels last. After preprocessing axis 0 is the slice axis.
 
-Every change of grid returns a new object. There is no history and no inverse: a prediction is resampled onto the geometry
-of the scan it was made from.
+Every change of grid returns a new object. There is no history and no inverse: a prediction is resampled onto the
+geometry of the scan it was made from.
 """
 
 from dataclasses import dataclass, field
@@ -26,8 +27,8 @@ GRID_TOLERANCE_MM = 1e-2
 """Two grids whose corners agree within this are one grid: far below a voxel, above float32 rounding in headers."""
 
 HALF_VOXEL_TOLERANCE = 1e-3
-"""An extent this close above half a voxel is rounded down, so that DICOM's decimal text and NIfTI's float32 of one spacing
-lead to one grid."""
+"""An extent this close above half a voxel is rounded down, so that DICOM's decimal text and NIfTI's float32 of one
+spacing lead to one grid."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +203,13 @@ class Sweep:
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
-    """A triangle surface: `vertices` `(N, 3)` in world mm (RAS+), `faces` `(M, 3)` indices, outward by the right hand."""
+    """A triangle surface in world mm (RAS+).
+
+    Attributes:
+        vertices: `(N, 3)`.
+        faces: `(M, 3)` indices, outward by the right hand.
+        source: file it came from.
+    """
 
     vertices: np.ndarray
     faces: np.ndarray
@@ -210,7 +217,9 @@ class Mesh:
 
     def __post_init__(self) -> None:
         if self.vertices.ndim != 2 or self.vertices.shape[1] != 3 or self.faces.ndim != 2 or self.faces.shape[1] != 3:
-            raise ValueError(f"vertices (N, 3) and faces (M, 3) are needed, not {self.vertices.shape}, {self.faces.shape}")
+            raise ValueError(
+                f"vertices (N, 3) and faces (M, 3) are needed, not {self.vertices.shape}, {self.faces.shape}"
+            )
         if len(self.faces) and not 0 <= self.faces.min() <= self.faces.max() < len(self.vertices):
             raise ValueError(f"faces point outside the {len(self.vertices)} vertices")
 

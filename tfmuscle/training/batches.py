@@ -1,7 +1,7 @@
 """Records to batches: which samples an epoch sees, in which order, with which random transforms.
 
-Order and transforms of epoch `e` depend on (seed, e) alone, never on what was drawn before, so that a run resumed at epoch
-`e` sees exactly what an uninterrupted one would have seen.
+Order and transforms of epoch `e` depend on (seed, e) alone, never on what was drawn before, so that a run resumed at
+epoch `e` sees exactly what an uninterrupted one would have seen.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from tfmuscle.config import DataSpec, TrainConfig
 from tfmuscle.records import load_samples
 
 CHUNK_BYTES, CHUNK_SAMPLES = 128 << 20, 2048
-"""Samples are mixed within chunks of this size; the order of files is mixed too. `Dataset.shuffle` is not used, because its
-seed cannot depend on the epoch, and a resumed run would see the samples in another order."""
+"""Samples are mixed within chunks of this size; the order of files is mixed too. `Dataset.shuffle` is not used, because
+its seed cannot depend on the epoch, and a resumed run would see the samples in another order."""
 _SEED_LIMIT = 2**31 - 1
 
 
@@ -64,9 +64,7 @@ def training_batches(
     return epochs.flat_map(one_epoch).batch(config.batch_size).prefetch(2)
 
 
-def validation_batches(
-    paths: Sequence[Path], spec: DataSpec, batch_size: int, *, num_samples: int
-) -> tf.data.Dataset:
+def validation_batches(paths: Sequence[Path], spec: DataSpec, batch_size: int, *, num_samples: int) -> tf.data.Dataset:
     """Returns the samples of `paths` once, in order, never augmented; `num_samples` tells Keras where they end."""
     samples = load_samples([str(path) for path in paths], spec)
     batches = samples.map(lambda image, labels: (image, labels[..., None])).batch(batch_size).prefetch(2)

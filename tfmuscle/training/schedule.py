@@ -1,7 +1,7 @@
 """Decisions that follow from the history of a run: learning rate, best epoch, when to stop.
 
-A history is a list of rows, one per finished epoch, each a dict of numbers (`loss`, `val_dice`, ...). Everything here is a
-pure function of it, so that a run that was killed and resumed decides as one that never was; Keras' own
+A history is a list of rows, one per finished epoch, each a dict of numbers (`loss`, `val_dice`, ...). Everything here
+is a pure function of it, so that a run that was killed and resumed decides as one that never was; Keras' own
 `ReduceLROnPlateau` and `EarlyStopping` keep their counters in memory and would forget them.
 """
 

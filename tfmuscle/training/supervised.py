@@ -1,7 +1,7 @@
 """Supervised training: records and settings in, a run folder out.
 
-The user names records and an architecture; the data of all folds but one train, that fold validates, and subjects of the
-test set are never read. The run folder holds everything prediction needs and says how it came about:
+The user names records and an architecture; the data of all folds but one train, that fold validates, and subjects of
+the test set are never read. The run folder holds everything prediction needs and says how it came about:
 
     spec.json  train.json  split.json   what was decided, and which subject had which part
     best.keras                          the model of the epoch with the best validation Dice
@@ -99,7 +99,9 @@ def fit(
 
 def _split(index: RecordIndex, spec: DataSpec, config: TrainConfig) -> dict[str, list[str]]:
     if config.fold >= spec.folds:
-        raise ValueError(f"fold {config.fold} does not exist: the records have {spec.folds} folds, 0 to {spec.folds - 1}")
+        raise ValueError(
+            f"fold {config.fold} does not exist: the records have {spec.folds} folds, 0 to {spec.folds - 1}"
+        )
     split: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
     for subject, fold in index.folds.items():
         part = "test" if fold == TEST else "validation" if fold == config.fold and spec.folds > 1 else "train"
@@ -170,7 +172,9 @@ def _restore(model: keras.Model, run: Path) -> list[dict[str, float]]:
     model.load_weights(path)
     history = read_history(run / "history.csv")[:epochs]
     if len(history) != epochs:
-        raise DataError(f"{run / 'history.csv'}: has {len(history)} rows for {epochs} epochs; remove {run} and fit again")
+        raise DataError(
+            f"{run / 'history.csv'}: has {len(history)} rows for {epochs} epochs; remove {run} and fit again"
+        )
     return history
 
 

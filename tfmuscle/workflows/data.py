@@ -1,9 +1,9 @@
 """From scans to records: `phantom`, `inspect`, `build_records`.
 
-The user has a dataset folder (nnU-Net v2, Decathlon or described by a descriptor). The data goes subject by subject: read and
-checked -> preprocessed -> cut into samples -> one shard. A shard is written whole or not at all, with a note of what it
-was made from beside it; a rerun keeps the shards whose note still holds, so that a killed build goes on where it was and
-ends with the same bytes.
+The user has a dataset folder (nnU-Net v2, Decathlon or described by a descriptor). The data goes subject by subject:
+read and checked -> preprocessed -> cut into samples -> one shard. A shard is written whole or not at all, with a note
+of what it was made from beside it; a rerun keeps the shards whose note still holds, so that a killed build goes on
+where it was and ends with the same bytes.
 """
 
 import concurrent.futures
@@ -31,7 +31,9 @@ from tfmuscle.subjects import Dataset, Subject, assign_folds, read_dataset
 Progress = Callable[[int, int, str], None]
 
 
-def phantom(out: str | Path, *, subjects: int, seed: int = 0, kind: str = "bones", progress: Progress | None = None) -> Path:
+def phantom(
+    out: str | Path, *, subjects: int, seed: int = 0, kind: str = "bones", progress: Progress | None = None
+) -> Path:
     """Writes a dataset of synthetic limbs in nnU-Net's layout, with `volumes.json` of closed-form volumes in ml.
 
     Args:
@@ -39,6 +41,7 @@ def phantom(out: str | Path, *, subjects: int, seed: int = 0, kind: str = "bones
         subjects: how many.
         seed: the same seed gives the same voxels.
         kind: one of `phantom.KINDS`.
+        progress: called with (subjects done, subjects in all, subject).
 
     Raises:
         ValueError: an unknown kind or no subject.
@@ -139,7 +142,12 @@ class BuildResult:
 
 
 def build_records(
-    dataset: str | Path | Dataset, out: str | Path, spec: DataSpec, *, workers: int = 1, progress: Progress | None = None
+    dataset: str | Path | Dataset,
+    out: str | Path,
+    spec: DataSpec,
+    *,
+    workers: int = 1,
+    progress: Progress | None = None,
 ) -> BuildResult:
     """Writes the records of every labelled subject, one shard a subject, and `index.json` when all are done.
 
@@ -150,6 +158,7 @@ def build_records(
         out: folder of the records; one that an interrupted build left is completed.
         spec: how scans become samples.
         workers: processes; each needs the memory of one scan.
+        progress: called with (subjects done, subjects in all, subject).
 
     Raises:
         DataError: `out` holds records of another spec, or no subject could be used.
@@ -196,7 +205,9 @@ def _run(jobs: list[tuple[Subject, Path, DataSpec]], workers: int) -> Iterator[d
         yield from map(build_shard, jobs)
         return
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=silence) as pool:
+    with concurrent.futures.ProcessPoolExecutor(
+        min(workers, len(jobs)), mp_context=context, initializer=silence
+    ) as pool:
         yield from pool.map(build_shard, jobs)
 
 

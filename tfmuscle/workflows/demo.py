@@ -1,7 +1,7 @@
 """The whole job on phantoms, for people who want to see it before they believe it.
 
-Phantom limbs -> records -> a small 2D U-Net -> predictions of two limbs it never saw -> tables, pictures, `report.html`.
-Deterministic and small on purpose: it shows that everything is in place, and nothing about patients.
+Phantom limbs -> records -> a small 2D U-Net -> predictions of two limbs it never saw -> tables, pictures,
+`report.html`. Deterministic and small on purpose: it shows that everything is in place, and nothing about patients.
 """
 
 import shutil
@@ -55,9 +55,9 @@ def demo(
 
 def _clear(out: Path) -> None:
     """Makes `out` empty, but only if it is an earlier demo or not there."""
-    if out.exists() and not (out / "demo.json").exists():
-        if not out.is_dir() or any(out.iterdir()):
-            raise DataError(f"{out}: is no earlier demo, and would be overwritten; name another folder")
+    taken = out.exists() and not (out / "demo.json").exists() and (not out.is_dir() or any(out.iterdir()))
+    if taken:
+        raise DataError(f"{out}: is no earlier demo, and would be overwritten; name another folder")
     for part in ("dataset", "records", "run", "predictions", "report"):
         shutil.rmtree(out / part, ignore_errors=True)
     write_json(out / "demo.json", {"made_by": "tfmuscle demo", "note": "this folder is made anew by every demo"})

@@ -1,7 +1,7 @@
 """From records to measured segmentations: `fit`, `predict`, `evaluate`.
 
-`predictions.json` beside the predictions carries the label map, which subjects were asked for, which failed and why, and
-where the model came from; `evaluate` reads it, so that a subject that failed cannot go missing from the tables.
+`predictions.json` beside the predictions carries the label map, which subjects were asked for, which failed and why,
+and where the model came from; `evaluate` reads it, so that a subject that failed cannot go missing from the tables.
 """
 
 import time
@@ -42,14 +42,18 @@ def plan_training(
     plan = dict(chosen.training) if chosen else {}
     if scale == "laptop":
         plan = reduced_training(plan)
-    options = dict(plan.get("model_options", {})) if settings.get("model", plan.get("model")) == plan.get("model") else {}
+    options = (
+        dict(plan.get("model_options", {})) if settings.get("model", plan.get("model")) == plan.get("model") else {}
+    )
     plan |= {"preset": preset} | dict(settings)
     plan["model_options"] = options | dict(settings.get("model_options", {}))
     method = dict(chosen.recipe) if chosen else {}
     if recipe.get("loss", method.get("loss")) != method.get("loss"):
         method.pop("loss_options", None)  # they belong to the preset's loss
     method = Supervised(**method | dict(recipe))
-    get_loss(method.loss, **method.loss_options)  # refuses an unknown loss or option now, not after the records are made
+    get_loss(
+        method.loss, **method.loss_options
+    )  # refuses an unknown loss or option now, not after the records are made
     return TrainConfig(**plan | {"scale": scale, "recipe": method})
 
 
@@ -87,23 +91,28 @@ def _check_fit(config: TrainConfig, spec: DataSpec, records: Path) -> None:
     """Refuses a spec and a model that do not go together, before anything is written."""
     try:
         models.check_spec(config.model, spec, **config.model_options)
-        models.build(config.model, spec.input_shape, spec.num_classes, **config.model_options)
+        model = models.build(config.model, spec.input_shape, spec.num_classes, **config.model_options)
+        if len(model.outputs) > 1:
+            raise ValueError("model_options: fit trains models with one output; leave deep_supervision out")
     except DataError:
         raise
     except ValueError as error:
         raise DataError(f"{records / 'spec.json'}: {error}") from error
     if config.fold >= spec.folds:
         last = spec.folds - 1
-        raise DataError(f"{records / 'spec.json'}: fold {config.fold} does not exist, there are folds 0 to {last}; use --fold")
+        raise DataError(
+            f"{records / 'spec.json'}: fold {config.fold} does not exist, there are folds 0 to {last}; use --fold"
+        )
 
 
 @dataclass(frozen=True)
 class PredictResult:
-    """What `predict` did: files written by subject, and failures with their reason."""
+    """What `predict` did: files written by subject, failures with their reason, and what to know about the run."""
 
     folder: Path
     written: dict[str, Path]
     failures: dict[str, str]
+    warnings: tuple[str, ...] = ()
 
 
 def predict(
@@ -154,7 +163,7 @@ def predict(
             progress(number + 1, len(subjects), subject.subject_id)
     if not single:
         write_json(folder / "predictions.json", _description(loaded, part, mirror, seconds, failures))
-    return PredictResult(folder, written, failures)
+    return PredictResult(folder, written, failures, (loaded.warning,) if loaded.warning else ())
 
 
 def _sources(source: Path, run: inference.Run, part: str | None) -> tuple[Subject, ...]:
@@ -167,9 +176,13 @@ def _sources(source: Path, run: inference.Run, part: str | None) -> tuple[Subjec
     found = {subject.subject_id: subject for subject in read_dataset(source).subjects}
     missing = [subject_id for subject_id in wanted if subject_id not in found]
     if missing:
-        raise DataError(f"{source}: lacks {', '.join(missing[:5])} of the run's {part} subjects; give the run's dataset")
+        raise DataError(
+            f"{source}: lacks {', '.join(missing[:5])} of the run's {part} subjects; give the run's dataset"
+        )
     if not wanted:
-        raise DataError(f"{run.path / 'split.json'}: the run has no {part} subjects; build records with --test to hold some out")
+        raise DataError(
+            f"{run.path / 'split.json'}: the run has no {part} subjects; build records with --test to hold some out"
+        )
     return tuple(found[subject_id] for subject_id in wanted)
 
 
@@ -194,6 +207,7 @@ def _description(run: inference.Run, part: str | None, mirror: bool, seconds: di
         "training_seconds": about.get("seconds"),
         "made_with": provenance(),
         "seconds": seconds,
+        "subjects": list(seconds),
         "failures": failures,
     }
 
@@ -225,13 +239,14 @@ def evaluate(
     if "labels" in note:
         label_map = LabelMap.from_dict(note["labels"])
     if label_map is None:
-        raise DataError(f"{references}: neither it nor {predictions} says what the labels mean; give a dataset with dataset.json")
-    expected = list(note.get("seconds", found))
+        raise DataError(f"{references}: nothing says what the labels mean; give a dataset, or put a dataset.json there")
+    expected = note.get("subjects", list(found))
     wanted = {subject_id: truth[subject_id] for subject_id in expected if subject_id in truth}
     if not wanted:
-        raise DataError(f"{references}: holds no reference named like the predictions {', '.join(expected[:3])}; check the names")
+        shown = ", ".join(expected[:3])
+        raise DataError(f"{references}: holds no reference named like the predictions {shown}; check the names")
     options = evaluation.EvaluationOptions(
-        images=_label_files(Path(images)) if images and not (Path(images) / "dataset.json").exists() else _scans(images) or scans,
+        images=_scans(Path(images)) if images else scans,
         observer2=_label_files(Path(observer2)) if observer2 else None,
         failures=note.get("failures", {}),
         context=_context(note),
@@ -261,8 +276,11 @@ def _references(folder: Path) -> tuple[dict[str, Path], LabelMap | None, dict[st
     return _label_files(folder), None, {}
 
 
-def _scans(dataset: str | Path | None) -> dict[str, Path]:
-    return {s.subject_id: s.images[0] for s in read_dataset(dataset).subjects} if dataset else {}
+def _scans(folder: Path) -> dict[str, Path]:
+    """Returns the first channel of every scan in a dataset or a folder of images."""
+    if (folder / "dataset.json").exists():
+        return {subject.subject_id: subject.images[0] for subject in read_dataset(folder).subjects}
+    return {subject.subject_id: subject.images[0] for subject in read_scans(folder, ("image",))}
 
 
 def _context(note: Mapping[str, Any]) -> dict[str, str]:
@@ -275,5 +293,3 @@ def _context(note: Mapping[str, Any]) -> dict[str, str]:
         context["training time"] = f"{note['training_seconds'] / 60:.1f} min"
     context["scale"] = "reduced" if note.get("scale") == "laptop" else "full"
     return {key: str(value) for key, value in context.items() if value is not None}
-
-
