@@ -1,4 +1,5 @@
-"""Fixtures shared by all tests. Real data comes from `pytest --data DIR`; without it those tests skip and say so."""
+"""Fixtures shared by all tests. Real data comes from `pytest --data=DIR` (with the equals sign: pytest takes a
+bare DIR for a test path before it knows the option); without it those tests skip and say so."""
 
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def data_dir(request) -> Path:
     """The folder given by `--data`."""
     given = request.config.getoption("--data")
     if given is None:
-        pytest.skip("needs real scans: pass --data DIR")
+        pytest.skip("needs real scans: pass --data=DIR")
     folder = Path(given).resolve()
     if not folder.is_dir():
         pytest.fail(f"--data {given}: there is no such folder")
