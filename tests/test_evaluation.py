@@ -290,7 +290,9 @@ class TestPage:
         page = (result.out / "report.html").read_text(encoding="utf-8")
         assert "<h1>tfmuscle: evaluation (reduced)</h1>" in page
         assert page.index("<h2>Reduced</h2>") < page.index("Where these figures come from")
-        assert {row["scale"] for row in read_csv(result.out / "summary.csv")} == {"reduced"}
+        for name in ("summary.csv", "metrics.csv"):
+            assert {row["scale"] for row in read_csv(result.out / name)} == {"reduced"}
+        assert result.table().endswith("\nreduced: the recipe was cut down")
 
     def test_overlays_are_all_written_and_a_selection_is_shown(self, files, tmp_path, monkeypatch):
         monkeypatch.setattr(writing, "OVERLAYS_ON_PAGE", 3)

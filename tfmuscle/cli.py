@@ -140,7 +140,7 @@ def print_table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
 @command(name="demo")
 @click.argument("out", type=FOLDER, default=Path("tfmuscle-demo"))
 def demo_command(out: Path) -> None:
-    """Run the whole job on synthetic legs in OUT and leave a report.html: about two minutes."""
+    """Run the whole job on synthetic legs in OUT and leave a report.html: two to four minutes."""
     with quiet_start():
         from tfmuscle.workflows.demo import demo
 

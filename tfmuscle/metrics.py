@@ -222,6 +222,9 @@ def surface_dice(distances: SurfaceDistances, *, tolerance_mm: float = SURFACE_D
     """Returns the share of both surfaces' voxels within `tolerance_mm` of the other (normalised surface Dice), 0..1.
 
     Each voxel counts once. Source: Nikolov et al. 2018, arXiv:1809.04430, who weigh it by its area.
+
+    Raises:
+        ValueError: a negative tolerance.
     """
     if tolerance_mm < 0:
         raise ValueError(f"tolerance_mm is {tolerance_mm}; a length of 0 mm or more is needed")

@@ -31,8 +31,6 @@ SIGMA_PER_WINDOW = 1 / 8
 """Standard deviation of the blending weights as a share of the window (nnU-Net)."""
 _ROUNDING = 1e-9
 """Keeps 10 * (1 - 0.9) from becoming 0.9999..."""
-
-
 _BLOCK_SLICES = 4
 """Slices handed over at once by a `Stitcher`."""
 
@@ -43,6 +41,9 @@ def window_starts(size: int, window: int, step: int) -> list[int]:
     `ceil((size - window) / step) + 1` windows, spaced evenly and rounded, so that the first begins at 0, the last
     ends at `size` and neighbours are at most `step` voxels apart (after rounding); `[0]` when one window covers the
     axis. Isensee et al. 2021.
+
+    Raises:
+        ValueError: a size, window or step below one voxel.
 
     >>> window_starts(110, 64, 32)
     [0, 23, 46]

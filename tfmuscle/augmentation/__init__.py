@@ -37,6 +37,7 @@ from tfmuscle.augmentation.spatial import (
     elastic_displacement,
     mirror_axes,
     mirrored_axes,
+    side_axis,
     spatial_transform,
 )
 
@@ -56,6 +57,7 @@ __all__ = [
     "gaussian_blur",
     "mirror_axes",
     "mirrored_axes",
+    "side_axis",
     "simulate_low_resolution",
     "spatial_transform",
 ]

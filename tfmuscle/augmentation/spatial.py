@@ -185,7 +185,7 @@ def mirror_axes(
     partners = spec.label_map.flip_permutation()
     for axis, flip in zip(mirrored_axes(spec), flips, strict=True):
         here = axis if spec.is_volumetric else axis - 1
-        table = partners if axis == _side_axis(spec) and _is_sided(spec) else None
+        table = partners if axis == side_axis(spec) and _is_sided(spec) else None
         image, labels = tf.cond(
             tf.cast(flip, tf.bool), _mirror(image, labels, here, table), lambda pair=(image, labels): pair
         )
@@ -207,7 +207,7 @@ def _is_sided(spec: DataSpec) -> bool:
     return any(spec.label_map.side(name) for name in spec.label_map.structures)
 
 
-def _side_axis(spec: DataSpec) -> int | None:
+def side_axis(spec: DataSpec) -> int | None:
     """Returns the left/right axis of the preprocessed volume, None when unknown."""
     if spec.orientation is None:
         return None

@@ -68,7 +68,7 @@ def evaluate(
         failures["observer2"] = "no file of the second annotator is named like a reference; check the folder"
     summary = summarise(rows, label_map, sum(key in failures for key in job.subjects), job.options)
     unused = tuple(sorted(set(predictions) - set(references)))
-    result = Evaluation(tuple(rows), tuple(summary), failures, unused, Path(out))
+    result = Evaluation(tuple(rows), tuple(summary), failures, unused, Path(out), bool(job.options.reduced))
     measured = dict.fromkeys(row["subject_id"] for row in rows)
     pictures = {key: overlays / name for key, name in file_names(job.subjects).items() if key in measured}
     write_all(result, job.files(), label_map, job.options, pictures)

@@ -75,6 +75,7 @@ class Evaluation:
         failures: subject id (or "image of ...", "observer2 of ...") -> reason in one line.
         unused: predictions without reference.
         out: folder of the report.
+        reduced: whether the recipe had been cut down.
     """
 
     rows: tuple[dict[str, Any], ...]
@@ -82,6 +83,7 @@ class Evaluation:
     failures: dict[str, str]
     unused: tuple[str, ...]
     out: Path
+    reduced: bool = False
 
     @property
     def mean_dice(self) -> float:
@@ -95,7 +97,8 @@ class Evaluation:
         rows = [{key: row[key] for key in row if key not in _ON_PAGE_ONLY} for row in summary_table(self.summary)]
         lines = [list(rows[0]), *([str(cell) for cell in row.values()] for row in rows)]
         widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-        return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+        table = "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+        return table + "\nreduced: the recipe was cut down" * self.reduced
 
 
 def mean(values: Sequence[float]) -> float:

@@ -74,7 +74,7 @@ def write_all(
     write_json(result.out / "summary.json", about | {"summary": list(result.summary)})
     rows = [*result.rows, *({"subject_id": key, "note": f"failed: {reason}"} for key, reason in failures.items())]
     columns = ("subject_id", "structure", "note")
-    write_text(result.out / "metrics.csv", _csv(rows, columns, {}))
+    write_text(result.out / "metrics.csv", _csv(rows, columns, {"scale": "reduced"} if result.reduced else {}))
     write_text(result.out / "summary.csv", _csv(result.summary, (), options.context))
     picture = figure_png(_boxes(result, label_map, options))
     with atomic_path(result.out / "boxplot.png") as path:

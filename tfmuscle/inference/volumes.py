@@ -17,8 +17,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 
-from tfmuscle.augmentation import mirrored_axes
-from tfmuscle.config import DataSpec
+from tfmuscle.augmentation import mirrored_axes, side_axis
 from tfmuscle.errors import DataError
 from tfmuscle.inference.resampling import labels_on_grid
 from tfmuscle.inference.runs import Run
@@ -70,13 +69,6 @@ def predict_probabilities(
     for first, block in _stream(run, prepared.array, mirror=mirror, batch_size=batch_size, progress=progress):
         probabilities[first : first + len(block)] = block
     return prepared.with_array(probabilities)
-
-
-def _side_axis(spec: DataSpec) -> int | None:
-    """Returns the left/right axis of the preprocessed volume, None when unknown."""
-    if spec.orientation is None:
-        return None
-    return next(axis for axis, letter in enumerate(spec.orientation) if letter in "LR")
 
 
 def _stream(
@@ -132,6 +124,6 @@ def _predict_mirrored(run: Run, batch: tf.Tensor, flip: tuple[int, ...]) -> tf.T
     shift = 1 if run.spec.is_volumetric else 0  # axis 1 of the volume is axis 2 of a 3D batch, but axis 1 of a 2D one
     axes = [axis + shift for axis in flip]
     probabilities = tf.reverse(run.forward(tf.reverse(batch, axes)), axes)
-    if _side_axis(run.spec) in flip:
+    if side_axis(run.spec) in flip:
         probabilities = tf.gather(probabilities, run.spec.label_map.flip_permutation(), axis=-1)
     return probabilities

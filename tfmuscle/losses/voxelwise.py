@@ -15,7 +15,11 @@ def cross_entropy_loss(g, p, labelled):
 
 
 def weighted_cross_entropy_loss(g, p, *, class_weights: Sequence[float] | None):
-    """Returns Σ w_c g (-log p) / Σ w_c g over the batch; weights None are 1/Σg, 0 for absent classes."""
+    """Returns Σ w_c g (-log p) / Σ w_c g over the batch; weights None are 1/Σg, 0 for absent classes.
+
+    Raises:
+        ValueError: not one weight per class.
+    """
     axes = sum_axes(p, batch=True)
     size, surprise = ops.sum(g, axis=axes), -ops.sum(g * log_of(p), axis=axes)
     if class_weights is None:

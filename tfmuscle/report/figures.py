@@ -109,9 +109,7 @@ def box_plot(
         colour = rgb(label_map, name) if label_map else _BLUE
         _draw_box(axes, finite, position, colour)
         if observers and name in observers and np.isfinite(observers[name]):
-            axes.plot(
-                [observers[name]], [position], "D", color="white", markeredgecolor="black", markersize=6, zorder=5
-            )
+            axes.plot(observers[name], position, "D", color="white", markeredgecolor="black", markersize=6, zorder=5)
         missing = f", {len(values) - len(finite)} undefined" if len(finite) < len(values) else ""
         ticks.append(f"{'* ' * (name in marked)}{plain(name)}  (n={len(finite)}{missing})")
     axes.set_yticks(range(len(structures)), ticks, fontsize=8)
