@@ -5,7 +5,7 @@ and where the model came from; `evaluate` reads it, so that a subject that faile
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from tfmuscle.training.callbacks import read_history
 from tfmuscle.training.schedule import curves
 from tfmuscle.workflows.data import Progress, build_records, plan_spec
 
-PARTS = ("train", "validation", "test")
+PROGRESS_STEPS = 100
+"""Steps of the progress per scan."""
 
 
 def plan_training(
@@ -134,7 +135,7 @@ def predict(
         part: only the subjects of the dataset that were "train", "validation" or "test" when the run was trained.
         mirror: average over mirrored copies, exchanging left and right.
         resume: keep predictions that are there.
-        progress: called with (scans done, scans in all, note).
+        progress: called with (steps done, steps in all, subject), `PROGRESS_STEPS` a scan.
     """
     loaded = inference.load_run(Path(run))
     subjects = _sources(Path(source), loaded, part)
@@ -148,22 +149,32 @@ def predict(
     seconds: dict[str, float] = {}
     for number, subject in enumerate(subjects):
         path = out if single else folder / f"{subject.subject_id}.nii.gz"
-        if progress is not None:
-            progress(number, len(subjects), subject.subject_id)
         started = time.monotonic()
         try:
             if not (resume and path.exists()):
-                image = subject.read_image()
-                write_volume(path, inference.predict_volume(loaded, image, mirror=mirror))
+                windows = _within(progress, number, len(subjects), subject.subject_id)
+                labels = inference.predict_volume(loaded, subject.read_image(), mirror=mirror, progress=windows)
+                write_volume(path, labels)
             written[subject.subject_id] = path
         except DataError as error:
             failures[subject.subject_id] = str(error)
         seconds[subject.subject_id] = round(time.monotonic() - started, 2)
         if progress is not None:
-            progress(number + 1, len(subjects), subject.subject_id)
+            progress((number + 1) * PROGRESS_STEPS, len(subjects) * PROGRESS_STEPS, subject.subject_id)
     if not single:
         write_json(folder / "predictions.json", _description(loaded, part, mirror, seconds, failures))
     return PredictResult(folder, written, failures, (loaded.warning,) if loaded.warning else ())
+
+
+def _within(progress: Progress | None, number: int, total: int, note: str) -> Callable[[int, int], None] | None:
+    """Turns the windows of one scan into steps of the whole job."""
+    if progress is None:
+        return None
+
+    def windows(done: int, of: int) -> None:
+        progress(number * PROGRESS_STEPS + PROGRESS_STEPS * done // of, total * PROGRESS_STEPS, note)
+
+    return windows
 
 
 def _sources(source: Path, run: inference.Run, part: str | None) -> tuple[Subject, ...]:
