@@ -276,6 +276,26 @@ def test_options_that_contradict_each_other_are_usage_errors():
         parse_options(("filters",))
 
 
+def test_another_label_map_is_refused(tiny_run, phantom_dataset, dataset, tmp_path):
+    run("predict", "-m", tiny_run, "-i", dataset, "--split", "test", "-o", tmp_path / "out", "--no-mirror")
+    content = read_json(dataset / "dataset.json")
+    content["labels"] |= {"femur": content["labels"]["tibia"], "tibia": content["labels"]["femur"]}
+    (dataset / "dataset.json").write_text(json.dumps(content))
+    line = one_error_line(run("evaluate", "-i", tmp_path / "out", "-r", dataset, "-o", tmp_path / "report", code=1))
+    assert "label map" in line and "relabel one of them" in line
+
+
+def test_what_a_kill_leaves_behind_is_cleared_away(phantom_dataset, tmp_path):
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / ".tmp-99-spec.json").write_text("{")
+    (tmp_path / "records" / ".tmp-99-shard-00000.tfrecord").write_text("half")
+    words = ("--size", 32, 32, "--spacing", 16, 8, 8, "--folds", 2)
+    run("build-records", "-i", phantom_dataset, "-o", tmp_path / "records", *words)
+    (tmp_path / ".tmp-99-scans" / "imagesTr").mkdir(parents=True)
+    run("phantom", tmp_path / "scans", "--subjects", 1)
+    assert no_leftovers(tmp_path)
+
+
 def test_lists_of_models_and_losses_as_json():
     models = {row["name"]: row for row in json.loads(run("models", "--json").stdout)}
     assert models["resnet34_unet"]["parameters"] == 24_456_734

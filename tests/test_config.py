@@ -49,6 +49,8 @@ def test_shapes_follow_from_the_kind(changes, input_shape, label_shape):
         ({"kind": "slices", "depth": 5}, "depth is 5; slices have depth 1"),
         ({"kind": "stacks", "depth": 4}, "depth is 4; a stack has an odd number"),
         ({"depth": 0}, "depth is 0; a positive number"),
+        ({"orientation": "XYZ"}, "orientation is 'XYZ'; three letters"),
+        ({"orientation": "RLS"}, "orientation is 'RLS'; three letters"),
         ({"folds": 0}, "at least one fold"),
     ],
 )

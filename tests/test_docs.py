@@ -27,8 +27,9 @@ def test_every_command_has_help_and_stands_in_the_readme(name):
         assert result.exit_code == 0 and command.help.split(".")[0].split("\n")[0][:30] in result.output
 
 
-def test_version():
-    result = CliRunner().invoke(tfmuscle_group, ["--version"])
+@pytest.mark.parametrize("words", [[], ["fit"], ["demo"]])
+def test_version(words):
+    result = CliRunner().invoke(tfmuscle_group, [*words, "--version"])
     assert result.exit_code == 0 and re.search(r"\d+\.\d+\.\d+", result.output)
 
 

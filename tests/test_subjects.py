@@ -14,6 +14,7 @@ from tfmuscle.labels import LabelMap
 from tfmuscle.subjects import (
     TEST,
     Dataset,
+    Subject,
     assign_folds,
     check_subject,
     read_checked,
@@ -340,3 +341,23 @@ def test_folds_change_with_the_seed_only():
 def test_impossible_folds_are_refused(arguments, match):
     with pytest.raises(ValueError, match=match):
         assign_folds(["a", "b", "c"], **arguments)
+
+
+def test_a_file_name_that_is_no_text_is_refused(tmp_path):
+    save(tmp_path / "two\nlines.nii.gz", image_array())
+    with pytest.raises(DataError, match=r"subject id 'two\\nlines' is no plain file name; use letters"):
+        read_scans(tmp_path, ("T1",))
+    with pytest.raises(ValueError, match=r"subject id 'bad\\udcff' is no plain file name"):
+        Subject("bad\udcff", (tmp_path / "bad.nii.gz",))  # how Python shows the byte 0xff of a file name
+
+
+@pytest.mark.parametrize("read", [read_dataset, lambda path: read_scans(path, ("T1",))])
+def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch, read):
+    write_nnunet(tmp_path)
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(type(tmp_path), "iterdir", refuse)
+    with pytest.raises(DataError, match=r"Permission denied: .*; check its permissions"):
+        read(tmp_path)

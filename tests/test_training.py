@@ -1,5 +1,6 @@
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -192,3 +193,54 @@ def test_mixed_precision_trains_and_answers_in_float32(records, tmp_path):
     config = TrainConfig.from_dict(TINY.to_dict() | {"precision": "mixed_bfloat16", "epochs": 1})
     run = fit(records, tmp_path / "run", config)
     assert math.isfinite(read_history(run / "history.csv")[0]["loss"])
+
+
+def test_dropout_does_not_make_a_resumed_run_differ(records, tmp_path):
+    config = TrainConfig.from_dict(TINY.to_dict() | {"model_options": TINY.model_options | {"dropout": 0.5}})
+    whole = read_history(fit(records, tmp_path / "whole", config) / "history.csv")
+    calls = iter(range(100))
+    cut = fit(records, tmp_path / "cut", config, cancel=lambda: next(calls) == 2)  # in the second epoch
+    fit(records, cut, config, resume=True)
+    again = read_history(cut / "history.csv")
+    assert [row["loss"] for row in again] == pytest.approx([row["loss"] for row in whole], rel=1e-3)
+
+
+def test_a_run_killed_before_its_settings_were_written_can_start(records, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "split.json").write_text("{}")
+    (tmp_path / "run" / ".tmp-123-train.json").write_text("{")
+    fit(records, tmp_path / "run", TrainConfig.from_dict(TINY.to_dict() | {"epochs": 1}), resume=True)
+    assert (tmp_path / "run" / "about.json").exists()
+
+
+def test_a_run_killed_after_its_early_stop_does_not_train_on(records, tmp_path):
+    recipe = TINY.to_dict()["recipe"] | {"patience": 1}
+    config = TrainConfig.from_dict(TINY.to_dict() | {"recipe": recipe, "epochs": 9, "learning_rate": 1e-9})
+    run = fit(records, tmp_path / "run", config)
+    before = read_history(run / "history.csv")
+    assert len(before) < 9  # nothing is learned at that rate, so patience ends soon
+    kept = tmp_path / "killed"
+    calls = iter(range(1000))
+    fit(records, kept, config, cancel=lambda: next(calls) == 2 * len(before) - 1)  # all but the last epoch are done
+    fit(records, kept, config, resume=True)
+    assert len(read_history(kept / "history.csv")) == len(before)
+
+
+def test_an_altered_shard_is_named_before_training(records, tmp_path):
+    copy = tmp_path / "records"
+    shutil.copytree(records, copy)
+    shard = copy / "shard-00000.tfrecord"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    split = read_json(records / "index.json")["shards"][0]["fold"]
+    if split == -1:  # the first shard is the test subject's, which fit does not read
+        pytest.fail("choose another seed for the records of this module")
+    with pytest.raises(DataError, match=r"shard-00000\.tfrecord: the content has changed"):
+        fit(copy, tmp_path / "run", TINY)
+
+
+def test_tensorboard_gets_a_log_when_it_is_installed(records, tmp_path):
+    pytest.importorskip("tensorboard")
+    run = fit(records, tmp_path / "run", TrainConfig.from_dict(TINY.to_dict() | {"epochs": 1}))
+    assert list((run / "tensorboard").rglob("events.out.*"))

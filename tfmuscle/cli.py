@@ -60,7 +60,8 @@ def command(*, name: str) -> Callable[[Callable[..., None]], click.Command]:
                 )
                 sys.exit(130)
 
-        return tfmuscle_group.command(name=name)(guarded)
+        versioned = click.version_option(tfmuscle.__version__, "-V", "--version", prog_name="tfmuscle")(guarded)
+        return tfmuscle_group.command(name=name)(versioned)
 
     return decorate
 
@@ -96,7 +97,7 @@ def checked(make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 class Bar:
-    """A progress bar with time left, made anew for each job; silent lines when the output is no terminal."""
+    """A progress bar with time left, made anew for each job; nothing is shown when standard error is no terminal."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -104,6 +105,8 @@ class Bar:
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
         """Shows `done` of `total`."""
+        if not sys.stderr.isatty():
+            return
         if self._bar is None or self._bar.length != total or done < self._done:
             self.close()
             self._bar = click.progressbar(length=total, file=sys.stderr, item_show_func=lambda note: (note or "")[:40])
@@ -285,11 +288,12 @@ def fit_command(source: Path, run: Path, preset: str | None, scale: str, resume:
     finally:
         bar.close()
     about = read_json(run / "about.json")
+    reduced = "laptop" in (scale, read_json(run / "spec.json")["scale"])
     dice = about["best_validation_dice"]
     told = f"best epoch {about['best_epoch']} of {about['epochs']}" + (
         "" if dice is None else f", validation Dice {dice:.3f}"
     )
-    click.echo(f"{run}: {told}, {about['seconds'] / 60:.1f} min" + (" (reduced)" if scale == "laptop" else ""))
+    click.echo(f"{run}: {told}, {about['seconds'] / 60:.1f} min" + (" (reduced)" if reduced else ""))
 
 
 def parse_options(texts: tuple[str, ...]) -> dict[str, Any]:
@@ -329,7 +333,7 @@ def predict_command(run: Path, source: Path, out: Path, part: str | None, mirror
     result = predict(run, source, out, part=part, mirror=mirror, resume=resume, progress=Bar())
     for warning in result.warnings:
         click.echo(f"Warning: {warning}", err=True)
-    click.echo(f"{len(result.written)} scan(s) segmented in {out}")
+    click.echo(f"{len(result.written)} scan(s) segmented in {out}" + (" (reduced)" if result.reduced else ""))
     finish(result.failures)
 
 

@@ -3,7 +3,7 @@
 Each field is declared once, with its help and choices in its metadata; from that line come the default, the JSON key
 and the command-line option. Unknown keys in a file are an error with the nearest name. `DataSpec` is stored as
 `spec.json` beside the records and copied beside the weights, so that prediction needs no settings; `TrainConfig` as
-`train.json` in the run folder. Presets are constants at the end of the file, each knowing its part of both.
+`train.json` in the run folder. Presets (`presets.py`) know their part of both.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ SCALES = ("full", "laptop")
 SCHEDULES = ("constant", "cosine", "polynomial", "plateau")
 OPTIMISERS = ("adam", "adamw", "sgd")
 AUGMENTATIONS = ("none", "light", "full")
+_AXIS = {"R": "R", "L": "R", "A": "A", "P": "A", "S": "S", "I": "S"}
 
 
 def option(default: Any, help: str, *, choices: tuple[str, ...] | None = None) -> Any:
@@ -129,6 +130,14 @@ class DataSpec(_Settings):
             raise ValueError(f"size is {self.size}; height and width are needed")
         if self.spacing is not None and (len(self.spacing) != 3 or min(self.spacing) <= 0):
             raise ValueError(f"spacing is {self.spacing}; three positive numbers in mm are needed, slice axis first")
+        if self.orientation is not None and sorted(_AXIS.get(letter, "?") for letter in self.orientation) != [
+            "A",
+            "R",
+            "S",
+        ]:
+            raise ValueError(
+                f"orientation is {self.orientation!r}; three letters, one each of R/L, A/P and S/I, or none"
+            )
         if not 0 <= self.overlap < 1:
             raise ValueError(f"overlap is {self.overlap}; a share from 0 to below 1 is needed")
         if self.kind == "slices" and self.depth != 1:

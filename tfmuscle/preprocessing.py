@@ -28,6 +28,9 @@ ANTIALIAS_FACTOR = 1.5
 """An axis is blurred before it becomes coarser by more than this: below, linear interpolation blurs enough."""
 PERCENTILES = (0.5, 99.5)
 """Lower and upper limit of "percentile", in percent of the non-zero voxels."""
+GROWTH = 1000
+"""Largest number of new voxels per old one: 100 mm slices made 1 mm, both ways in-plane threefold. More is a header
+whose voxel size is wrong, or a spacing in the wrong unit."""
 _INDEX_DIGITS = 6
 """Voxel indices are rounded to 1e-6 before the nearest is taken, so that halves fall one way along a whole axis."""
 _SEPARABLE_TOLERANCE = 1e-4
@@ -46,7 +49,7 @@ def preprocess(image: Volume, labels: Volume | None, spec: DataSpec) -> tuple[Vo
         Image `(D, H, W, C)` float32, and labels `(D, H, W)` int16 class indices with `IGNORE` for unlabelled voxels.
 
     Raises:
-        DataError: the image has not the channels of the spec.
+        DataError: the image has not the channels of the spec, or far too large voxels for its spacing.
         ValueError: the labels lie on another grid, or hold an id without a name.
     """
     if image.num_channels != len(spec.channels):
@@ -61,6 +64,7 @@ def preprocess(image: Volume, labels: Volume | None, spec: DataSpec) -> tuple[Vo
     if spec.crop_nonzero:
         image, labels = crop_to_nonzero(image, labels)
     grid = image.geometry if spec.spacing is None else image.geometry.resampled(spec.spacing)
+    _check_growth(image, grid)
     image = resample_image(image, grid)
     channels = [image.array] if image.array.ndim == 3 else list(np.moveaxis(image.array, 3, 0))
     scaled = [normalise(channel, spec.normalisation) for channel in channels]
@@ -72,6 +76,17 @@ def preprocess(image: Volume, labels: Volume | None, spec: DataSpec) -> tuple[Vo
             indices[index] = spec.label_map.encode(slab)
         labels = labels.with_array(indices)
     return image.with_array(array), labels
+
+
+def _check_growth(image: Volume, grid: Geometry) -> None:
+    before, after = (np.prod(np.array(one.shape, dtype=float)) for one in (image.geometry, grid))
+    if after > GROWTH * before:
+        shapes = [" x ".join(map(str, one.shape)) for one in (image.geometry, grid)]
+        old, new = (" x ".join(f"{size:.4g}" for size in one.spacing) for one in (image.geometry, grid))
+        raise DataError(
+            f"{image.source or 'image'}: {shapes[0]} voxels of {old} mm become {shapes[1]} of {new} mm; check the voxel"
+            " size in its header, or build records of another --spacing"
+        )
 
 
 def reorient(volume: Volume, orientation: str | None) -> Volume:

@@ -14,8 +14,8 @@ from typing import Any
 
 LAPTOP_SIZE_2D, LAPTOP_PATCH_3D = 128, 64
 """Largest edge of a reduced sample, in voxels."""
-LAPTOP_FILTERS, LAPTOP_EPOCHS = 16, 30
-"""Largest root width, and number of epochs, of a reduced training."""
+LAPTOP_FILTERS, LAPTOP_EPOCHS, LAPTOP_STEPS = 16, 30, 250
+"""Largest root width, number of epochs, and steps of an epoch (where a recipe fixes them), of a reduced training."""
 
 
 @dataclass(frozen=True)
@@ -122,14 +122,18 @@ def reduced_data(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def reduced_training(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the `TrainConfig` fields of `--scale laptop`: root width and epochs are capped.
+    """Returns the `TrainConfig` fields of `--scale laptop`: root width, epochs and steps are capped.
 
     >>> reduced_training({"epochs": 200, "model_options": {"filters": 32}})
     {'epochs': 30, 'model_options': {'filters': 16}, 'scale': 'laptop'}
+    >>> reduced_training({"model": "resnet34_unet", "steps": 1000})
+    {'model': 'resnet34_unet', 'steps': 250, 'scale': 'laptop', 'epochs': 30, 'model_options': {}}
     """
     reduced = dict(settings) | {"scale": "laptop"}
     reduced["epochs"] = min(settings.get("epochs", LAPTOP_EPOCHS), LAPTOP_EPOCHS)
+    if settings.get("steps"):
+        reduced["steps"] = min(settings["steps"], LAPTOP_STEPS)
     options = dict(settings.get("model_options", {}))
-    if "filters" in options:
-        options["filters"] = min(options["filters"], LAPTOP_FILTERS)
+    if settings.get("model", "unet") == "unet":
+        options["filters"] = min(options.get("filters", LAPTOP_FILTERS), LAPTOP_FILTERS)
     return reduced | {"model_options": options}

@@ -33,8 +33,9 @@ from tfmuscle.volume import Geometry, Volume
 
 TEST = -1
 """Fold number of subjects held out of every fold."""
+_HINT = "; check its permissions"
 _CHANNEL_NUMBER = re.compile(r"(?P<id>.+)_(?P<channel>\d{4})")
-_FORBIDDEN_IN_ID = re.compile(r"[/\\\x00-\x1f]")
+_FORBIDDEN_IN_ID = re.compile(r"[/\\\x00-\x1f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -155,8 +156,8 @@ def read_dataset(path: str | Path, *, descriptor: str | Path | None = None) -> D
     content = read_json(index)
     try:
         return _read_layout(root, content)
-    except ValueError as error:
-        raise DataError(f"{index}: {error}") from error
+    except (ValueError, OSError) as error:
+        raise DataError(f"{index}: {error}{_HINT * isinstance(error, OSError)}") from error
 
 
 def _read_layout(root: Path, content: Any) -> Dataset:
@@ -270,8 +271,7 @@ def _channel_names(value: Any) -> tuple[str, ...]:
 def read_scans(path: str | Path, channels: tuple[str, ...]) -> tuple[Subject, ...]:
     """Finds the scans to segment: one file, a DICOM folder, a folder of files or a folder of DICOM folders.
 
-    Several channels are files `<id>_0000`, `<id>_0001`, ... or one file with a fourth axis. With one channel a trailing
-    `_0000` does not belong to the id.
+    Several channels are files `<id>_0000`, ... or a fourth axis. With one channel a `_0000` is not part of the id.
 
     Raises:
         DataError: nothing to segment there, or two scans of one name. Missing or surplus channels show on reading.
@@ -279,20 +279,20 @@ def read_scans(path: str | Path, channels: tuple[str, ...]) -> tuple[Subject, ..
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path}: there is no such file or folder; check the path")
-    if path.is_file():
-        together = len(channels) > 1 and _CHANNEL_NUMBER.fullmatch(case_id(path))
-        files = [one for one in volume_files(path.parent) if case_id(one)[:-5] == case_id(path)[:-5]]
-        subjects = _grouped(files if together else [path], len(channels))
-    elif is_dicom_folder(path):
-        subjects = [Subject(path.resolve().name, (path,))]
-    else:
-        folders = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and is_dicom_folder(folder)]
-        subjects = [Subject(folder.name, (folder,)) for folder in folders]
-        subjects += _grouped(volume_files(path), len(channels))
     try:
+        if path.is_file():
+            together = len(channels) > 1 and _CHANNEL_NUMBER.fullmatch(case_id(path))
+            files = [one for one in volume_files(path.parent) if case_id(one)[:-5] == case_id(path)[:-5]]
+            subjects = _grouped(files if together else [path], len(channels))
+        elif is_dicom_folder(path):
+            subjects = [Subject(path.resolve().name, (path,))]
+        else:
+            folders = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and is_dicom_folder(folder)]
+            subjects = [Subject(folder.name, (folder,)) for folder in folders]
+            subjects += _grouped(volume_files(path), len(channels))
         return Dataset(path, path.name, LabelMap({}), channels, tuple(subjects)).subjects
-    except ValueError as error:
-        raise DataError(f"{path}: {error}") from error
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path}: {error}{_HINT * isinstance(error, OSError)}") from error
 
 
 def _grouped(files: Iterable[Path], num_channels: int) -> list[Subject]:
@@ -303,15 +303,14 @@ def _grouped(files: Iterable[Path], num_channels: int) -> list[Subject]:
         if match is None:
             subjects.append(Subject(case_id(file), (file,) * num_channels))
         elif int(match["channel"]) in groups.setdefault(match["id"], {}):
-            raise DataError(f"{file}: another file has this name and channel; keep one of them")
+            raise ValueError(f"{file.name}: another file has this name and channel; keep one of them")
         else:
             groups[match["id"]][int(match["channel"])] = file
     for key, group in groups.items():
         if num_channels == 1 and 0 not in group:  # numbers of frames or dates, not of channels
             subjects += [Subject(case_id(file), (file,)) for file in group.values()]
             continue
-        some = next(iter(group.values()))
-        ending = some.name.removeprefix(case_id(some))
+        ending = (some := next(iter(group.values()))).name.removeprefix(case_id(some))
         numbers = sorted(set(group) | set(range(num_channels)))
         missing = {number: some.with_name(f"{key}_{number:04d}{ending}") for number in numbers}
         subjects.append(Subject(key, tuple((missing | group)[number] for number in numbers)))

@@ -90,6 +90,10 @@ class Recorder(keras.callbacks.Callback):
         """Sets the learning rate that follows from the history."""
         self.model.optimizer.learning_rate = learning_rate(self.config, self.history)
         self._started = time.monotonic()
+        # Dropout must not depend on how often it was drawn before, or a resumed run would differ.
+        for number, layer in enumerate(self.model.layers):
+            if isinstance(layer, keras.layers.Dropout):
+                layer.seed_generator.state.assign([self.config.seed, epoch * len(self.model.layers) + number])
 
     def on_train_batch_end(self, batch: int, logs=None) -> None:
         """Reports progress, and stops when asked to."""
@@ -157,7 +161,8 @@ def read_history(path: Path) -> list[dict[str, float]]:
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    return [row | {"epoch": int(row["epoch"])} for row in rows]
 
 
 def tensorboard(run: Path) -> list[keras.callbacks.Callback]:

@@ -22,9 +22,9 @@ import tensorflow as tf
 from tfmuscle import models
 from tfmuscle.config import DataSpec, TrainConfig
 from tfmuscle.errors import DataError
-from tfmuscle.files import atomic_path, provenance, read_json, write_json
+from tfmuscle.files import TEMPORARY_PREFIX, atomic_path, provenance, read_json, write_json
 from tfmuscle.losses import get_loss
-from tfmuscle.records import RecordIndex, load_spec, read_index
+from tfmuscle.records import RecordIndex, check_shard, load_spec, read_index
 from tfmuscle.report import figure_png, training_curves
 from tfmuscle.subjects import TEST
 from tfmuscle.training.batches import epoch_steps, training_batches, validation_batches
@@ -37,7 +37,7 @@ from tfmuscle.training.callbacks import (
     tensorboard,
     write_history,
 )
-from tfmuscle.training.schedule import best_epoch, curves
+from tfmuscle.training.schedule import best_epoch, curves, should_stop
 
 SGD_MOMENTUM = 0.99
 """Nesterov momentum of plain SGD (nnU-Net)."""
@@ -74,6 +74,9 @@ def fit(
     split = _split(index, spec, config)
     if _prepare(run, spec, config, split, resume=resume):
         return run
+    for subject in split["train"] + split["validation"]:
+        if problem := check_shard(records / index.path_of(subject), index.usable[subject]):
+            raise DataError(problem)
     keras.utils.set_random_seed(config.seed)
     model = _compiled(spec, config)
     history = _restore(model, run)
@@ -82,11 +85,12 @@ def fit(
     steps = epoch_steps(samples["train"], config)
     recorder = Recorder(run, config, history, steps=steps, progress=progress, cancel=cancel)
     started = time.monotonic()
+    stopped = should_stop(history, config.recipe.patience)  # killed between the last epoch and the end
     model.fit(
         training_batches(paths["train"], spec, config, first_epoch=len(history), steps=steps),
         validation_data=_validation(paths["validation"], spec, config, samples["validation"]),
         initial_epoch=len(history),
-        epochs=config.epochs,
+        epochs=len(history) if stopped else config.epochs,
         steps_per_epoch=steps,
         shuffle=False,
         callbacks=[recorder, Backup(run / "state", recorder), *tensorboard(run)],
@@ -127,11 +131,16 @@ def _prepare(run: Path, spec: DataSpec, config: TrainConfig, split: dict[str, li
                     )
         if (run / "about.json").exists():
             return True
-    elif run.exists() and any(run.iterdir()):
+    elif run.exists() and not (run.is_dir() and all(_is_ours(path) for path in run.iterdir())):
         raise DataError(f"{run}: is not empty and holds no run; name another folder")
     for name, content in reversed(wanted.items()):
         write_json(run / name, content)
     return False
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a fit that was killed before its settings were complete may have left this."""
+    return path.name.startswith(TEMPORARY_PREFIX) or path.name in ("split.json", "spec.json")
 
 
 def _validation(paths: list[Path], spec: DataSpec, config: TrainConfig, num_samples: int) -> tf.data.Dataset | None:

@@ -7,7 +7,9 @@ where it was and ends with the same bytes.
 """
 
 import concurrent.futures
+import glob
 import multiprocessing
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 from tfmuscle import records
 from tfmuscle.config import DataSpec
 from tfmuscle.errors import DataError
-from tfmuscle.files import read_json, write_json
+from tfmuscle.files import TEMPORARY_PREFIX, atomic_path, read_json, write_json
 from tfmuscle.io import write_volume
 from tfmuscle.labels import LabelMap
 from tfmuscle.phantom import KINDS as PHANTOM_KINDS
@@ -55,24 +57,30 @@ def phantom(
     description = {"kind": kind, "seed": seed, "subjects": subjects}
     _claim(out, description)
     volumes: dict[str, dict[str, float]] = {}
-    for number in range(subjects):
-        subject_id = f"{kind}_{number:03d}"
-        made = make_phantom(kind, seed=seed * 100_003 + number)
-        write_volume(out / "imagesTr" / f"{subject_id}_0000.nii.gz", made.image)
-        write_volume(out / "labelsTr" / f"{subject_id}.nii.gz", made.labels)
-        volumes[subject_id] = dict(made.volumes_ml)
-        if progress is not None:
-            progress(number + 1, subjects, subject_id)
-    write_json(out / "volumes.json", volumes)
-    write_json(out / "dataset.json", _phantom_dataset_json(kind, made.label_map, subjects) | {"phantom": description})
+    with atomic_path(out) as folder:
+        for number in range(subjects):
+            subject_id = f"{kind}_{number:03d}"
+            made = make_phantom(kind, seed=seed * 100_003 + number)
+            write_volume(folder / "imagesTr" / f"{subject_id}_0000.nii.gz", made.image)
+            write_volume(folder / "labelsTr" / f"{subject_id}.nii.gz", made.labels)
+            volumes[subject_id] = dict(made.volumes_ml)
+            if progress is not None:
+                progress(number + 1, subjects, subject_id)
+        write_json(folder / "volumes.json", volumes)
+        about = _phantom_dataset_json(kind, made.label_map, subjects) | {"phantom": description}
+        write_json(folder / "dataset.json", about)
     return out
 
 
 def _claim(out: Path, description: Mapping[str, Any]) -> None:
-    if (out / "dataset.json").exists() and read_json(out / "dataset.json").get("phantom") != description:
-        raise DataError(f"{out}: holds another dataset; name another folder")
+    """Refuses a folder that holds anything but the same phantoms, and removes what a killed run left beside it."""
     if out.exists() and not out.is_dir():
         raise DataError(f"{out}: is a file; name a folder")
+    same = (out / "dataset.json").exists() and read_json(out / "dataset.json").get("phantom") == description
+    if out.is_dir() and any(out.iterdir()) and not same:
+        raise DataError(f"{out}: holds another dataset or other files; name another folder")
+    for leftover in out.parent.glob(f"{TEMPORARY_PREFIX}*-{glob.escape(out.name)}") if out.parent.is_dir() else ():
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _phantom_dataset_json(kind: str, label_map: LabelMap, subjects: int) -> dict[str, Any]:
@@ -170,6 +178,8 @@ def build_records(
         raise DataError(f"{dataset.root}: no subject has labels; records are made from labelled scans")
     folds = assign_folds([s.subject_id for s in labelled], folds=spec.folds, test=spec.test, seed=spec.seed)
     _claim_records(out, spec)
+    for leftover in out.glob(f"{TEMPORARY_PREFIX}*"):  # of a build that was killed
+        leftover.unlink()
     by_id = {subject.subject_id: subject for subject in labelled}
     jobs = [(by_id[shard.subject_id], out / shard.file, spec) for shard in records.plan_shards(folds)]
     entries = []
@@ -195,7 +205,7 @@ def _claim_records(out: Path, spec: DataSpec) -> None:
                     "name another folder, or remove this one"
                 )
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not (out.is_dir() and all(path.name.startswith(TEMPORARY_PREFIX) for path in out.iterdir())):
         raise DataError(f"{out}: is not empty and holds no records; name another folder")
     spec.save(out / "spec.json")
 
@@ -222,7 +232,8 @@ def build_shard(job: tuple[Subject, Path, DataSpec]) -> dict[str, Any]:
     made_from = _made_from(subject)
     if path.exists() and note_path.exists():
         note = read_json(note_path)
-        if note.get("made_from") == made_from and records.check_shard(path, note) is None:
+        known = note.get("subject_id") == subject.subject_id and note.get("made_from") == made_from
+        if known and records.check_shard(path, note) is None:
             return note
     try:
         image, labels = subject.read(spec.label_map)

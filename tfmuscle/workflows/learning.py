@@ -42,7 +42,7 @@ def plan_training(
     chosen = get_preset(preset) if preset else None
     plan = dict(chosen.training) if chosen else {}
     if scale == "laptop":
-        plan = reduced_training(plan)
+        plan = reduced_training(plan | {key: settings[key] for key in ("model",) if key in settings})
     options = (
         dict(plan.get("model_options", {})) if settings.get("model", plan.get("model")) == plan.get("model") else {}
     )
@@ -59,9 +59,15 @@ def plan_training(
 
 
 def fit(
-    source: str | Path, run: str | Path, config: TrainConfig, *, resume: bool = False, progress: Progress | None = None
+    source: str | Path,
+    run: str | Path,
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    cancel: Callable[[], bool] | None = None,
 ) -> Path:
-    """Trains on records, or on a dataset whose records are then made in `run/records` first.
+    """Trains on records, or on a dataset whose records are then made in `<run>_records` first.
 
     Args:
         source: folder of records, or a dataset folder.
@@ -69,6 +75,7 @@ def fit(
         config: what to train and how.
         resume: go on with an interrupted run.
         progress: of the records first, then of the training.
+        cancel: asked after every training step; True stops, and the run can be resumed.
 
     Raises:
         DataError: the records do not fit the model (the field is named), or a file cannot be used.
@@ -85,7 +92,7 @@ def fit(
     _check_fit(config, spec, records)
     if records != source:
         build_records(dataset, records, spec, progress=progress)
-    return training.fit(records, run, config, resume=resume, progress=progress)
+    return training.fit(records, run, config, resume=resume, progress=progress, cancel=cancel)
 
 
 def _check_fit(config: TrainConfig, spec: DataSpec, records: Path) -> None:
@@ -108,12 +115,16 @@ def _check_fit(config: TrainConfig, spec: DataSpec, records: Path) -> None:
 
 @dataclass(frozen=True)
 class PredictResult:
-    """What `predict` did: files written by subject, failures with their reason, and what to know about the run."""
+    """What `predict` did: files written by subject, failures with their reason, and what to know about the run.
+
+    `reduced` says that the recipe was cut down (`--scale laptop`).
+    """
 
     folder: Path
     written: dict[str, Path]
     failures: dict[str, str]
     warnings: tuple[str, ...] = ()
+    reduced: bool = False
 
 
 def predict(
@@ -163,7 +174,12 @@ def predict(
             progress((number + 1) * PROGRESS_STEPS, len(subjects) * PROGRESS_STEPS, subject.subject_id)
     if not single:
         write_json(folder / "predictions.json", _description(loaded, part, mirror, seconds, failures))
-    return PredictResult(folder, written, failures, (loaded.warning,) if loaded.warning else ())
+    warnings = (loaded.warning,) if loaded.warning else ()
+    return PredictResult(folder, written, failures, warnings, _is_reduced(loaded))
+
+
+def _is_reduced(run: inference.Run) -> bool:
+    return "laptop" in (run.spec.scale, run.config.scale)
 
 
 def _within(progress: Progress | None, number: int, total: int, note: str) -> Callable[[int, int], None] | None:
@@ -210,7 +226,7 @@ def _description(run: inference.Run, part: str | None, mirror: bool, seconds: di
         "preset": run.config.preset,
         "orientation": run.spec.orientation,
         "history": curves(read_history(run.path / "history.csv")),
-        "scale": "laptop" if "laptop" in (run.spec.scale, run.config.scale) else "full",
+        "scale": "laptop" if _is_reduced(run) else "full",
         "seed": run.config.seed,
         "fold": run.config.fold,
         "epochs": about.get("epochs"),
@@ -248,7 +264,13 @@ def evaluate(
     found = _label_files(predictions)
     truth, label_map, scans = _references(references)
     if "labels" in note:
-        label_map = LabelMap.from_dict(note["labels"])
+        predicted = LabelMap.from_dict(note["labels"])
+        if label_map is not None and label_map.names != predicted.names:
+            raise DataError(
+                f"{references}: its label map is {label_map.to_dict()}, the predictions' {predicted.to_dict()};"
+                " relabel one of them"
+            )
+        label_map = predicted
     if label_map is None:
         raise DataError(f"{references}: nothing says what the labels mean; give a dataset, or put a dataset.json there")
     expected = note.get("subjects", list(found))
