@@ -276,6 +276,38 @@ def test_options_that_contradict_each_other_are_usage_errors():
         parse_options(("filters",))
 
 
+def test_predict_never_overwrites_the_scan(tiny_run, dataset, tmp_path):
+    scan = shutil.copy(first(dataset, "imagesTr"), tmp_path / "scan.nii.gz")
+    before = Path(scan).read_bytes()
+    for out in (tmp_path, tmp_path / "scan.nii.gz"):
+        line = one_error_line(run("predict", "-m", tiny_run, "-i", scan, "-o", out, code=1))
+        assert "is the scan itself" in line
+    assert Path(scan).read_bytes() == before
+    line = one_error_line(run("predict", "-m", tiny_run, "-i", scan, "-o", tmp_path / "labels.png", code=1))
+    assert "labels are written as .nii.gz" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--option", "levels=x"), "spec.json"),
+        (("--option", "deep_supervision=true"), "leave deep_supervision out"),
+        (("--option", "filterz=4"), "did you mean 'filters'"),
+    ],
+)
+def test_a_model_option_that_cannot_be_is_one_line(tiny_records, tmp_path, words, message):
+    assert message in one_error_line(run("fit", "-i", tiny_records, "-o", tmp_path / "run", *words, code=1))
+    assert not (tmp_path / "run").exists()
+
+
+def test_predictions_json_edited_to_nonsense_is_one_line(phantom_dataset, tmp_path):
+    folder = Path(shutil.copytree(phantom_dataset / "labelsTr", tmp_path / "out"))
+    for content in ("[]", '{"labels": {"a": "b"}}', '{"labels": {"a": 1}, "subjects": 5}'):
+        (folder / "predictions.json").write_text(content)
+        line = one_error_line(run("evaluate", "-i", folder, "-r", phantom_dataset, "-o", tmp_path / "report", code=1))
+        assert "predictions.json" in line
+
+
 def test_another_label_map_is_refused(tiny_run, phantom_dataset, dataset, tmp_path):
     run("predict", "-m", tiny_run, "-i", dataset, "--split", "test", "-o", tmp_path / "out", "--no-mirror")
     content = read_json(dataset / "dataset.json")

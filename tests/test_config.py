@@ -52,6 +52,10 @@ def test_shapes_follow_from_the_kind(changes, input_shape, label_shape):
         ({"orientation": "XYZ"}, "orientation is 'XYZ'; three letters"),
         ({"orientation": "RLS"}, "orientation is 'RLS'; three letters"),
         ({"folds": 0}, "at least one fold"),
+        ({"test": 1.5}, "test is 1.5; a whole number of subjects, or a share"),
+        ({"test": float("nan")}, "test is nan"),
+        ({"spacing": (float("inf"), 1.0, 1.0)}, "spacing is"),
+        ({"channels": ()}, "at least one name"),
     ],
 )
 def test_a_wrong_spec_names_its_field(changes, message):
@@ -64,7 +68,9 @@ def test_a_wrong_spec_names_its_field(changes, message):
     [
         ({"schedule": "cosin"}, "schedule is 'cosin'; choose one of constant, cosine"),
         ({"epochs": 0}, "epochs is 0; a positive number"),
-        ({"fold": -1}, "must not be negative"),
+        ({"fold": -1}, "finite and not negative"),
+        ({"learning_rate": float("inf")}, "learning_rate is inf; a finite number"),
+        ({"seed": -1}, "seed is -1; a number from 0"),
         ({"weight_decay": 0.1}, "only adamw knows; optimiser is 'adam'"),
     ],
 )

@@ -121,3 +121,17 @@ def test_sha256_of_known_texts(tmp_path):
     long = bytes(range(256)) * 10_000  # longer than one chunk
     (tmp_path / "b").write_bytes(long)
     assert sha256(tmp_path / "b") == hashlib.sha256(long).hexdigest()
+
+
+def test_json_must_be_an_object(tmp_path):
+    (tmp_path / "list.json").write_text("[1]")
+    with pytest.raises(DataError, match=r"list\.json: holds list, an object in braces is needed"):
+        read_json(tmp_path / "list.json")
+
+
+def test_what_a_killed_process_left_is_cleared_and_what_a_living_one_writes_stays(tmp_path):
+    dead, alive = tmp_path / ".tmp-999999999-a.txt", tmp_path / f".tmp-{os.getppid()}-a.txt"
+    dead.write_text("half")
+    alive.write_text("being written")
+    write_text(tmp_path / "a.txt", "whole")
+    assert not dead.exists() and alive.exists() and (tmp_path / "a.txt").read_text() == "whole"

@@ -13,6 +13,7 @@ from tfmuscle.config import DataSpec, Supervised, TrainConfig
 from tfmuscle.errors import DataError
 from tfmuscle.files import read_json, write_json
 from tfmuscle.labels import IGNORE
+from tfmuscle.records import TEST
 from tfmuscle.training import fit
 from tfmuscle.training.callbacks import ForegroundDice, newest_backup, read_history, write_history
 from tfmuscle.training.schedule import best_epoch, learning_rate, should_stop
@@ -229,15 +230,36 @@ def test_a_run_killed_after_its_early_stop_does_not_train_on(records, tmp_path):
 def test_an_altered_shard_is_named_before_training(records, tmp_path):
     copy = tmp_path / "records"
     shutil.copytree(records, copy)
-    shard = copy / "shard-00000.tfrecord"
+    name = next(e["file"] for e in read_json(records / "index.json")["shards"] if e["fold"] != TEST)
+    shard = copy / name
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    split = read_json(records / "index.json")["shards"][0]["fold"]
-    if split == -1:  # the first shard is the test subject's, which fit does not read
-        pytest.fail("choose another seed for the records of this module")
-    with pytest.raises(DataError, match=r"shard-00000\.tfrecord: the content has changed"):
+    with pytest.raises(DataError, match=rf"{name}: the content has changed"):
         fit(copy, tmp_path / "run", TINY)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_spec_with_other_labels_than_the_shards_is_refused(records, tmp_path):
+    copy = tmp_path / "records"
+    shutil.copytree(records, copy)
+    content = read_json(copy / "spec.json")
+    content["label_map"] = {"background": 0, "femur": 1}
+    write_json(copy / "spec.json", content)
+    with pytest.raises(DataError, match="names 2 classes, the shards hold 6"):
+        fit(copy, tmp_path / "run", TINY)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_in_one_line(records, tmp_path):
+    config = TrainConfig.from_dict(TINY.to_dict() | {"learning_rate": 1e30})
+    with pytest.raises(DataError, match="the loss became .* in epoch .*; train anew with a lower --learning-rate"):
+        fit(records, tmp_path / "run", config)
+
+
+def test_a_damaged_history_is_named(tmp_path):
+    (tmp_path / "history.csv").write_text("epoch,loss\nx,1\n")
+    with pytest.raises(DataError, match=r"history\.csv: is no training history"):
+        read_history(tmp_path / "history.csv")
 
 
 def test_tensorboard_gets_a_log_when_it_is_installed(records, tmp_path):

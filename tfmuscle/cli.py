@@ -154,7 +154,9 @@ def demo_command(out: Path) -> None:
 @command(name="phantom")
 @click.argument("out", type=FOLDER)
 @click.option("--subjects", type=click.IntRange(1), default=8, show_default=True, help="number of limbs")
-@click.option("--seed", type=int, default=0, show_default=True, help="the same seed makes the same voxels")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="the same seed makes the same voxels"
+)
 @click.option("--kind", type=click.Choice(PHANTOM_KINDS), default="bones", show_default=True, help="what is in them")
 def phantom_command(out: Path, subjects: int, seed: int, kind: str) -> None:
     """Make a dataset of synthetic limbs with known volumes in OUT (nnU-Net layout)."""
@@ -232,6 +234,8 @@ def sample_settings(options: Mapping[str, Any], preset: str | None) -> dict[str,
         if settings.setdefault("kind", implied[name]) != implied[name]:
             raise ValueError(f"--{name} goes with --kind {implied[name]}, not {settings['kind']}")
         if name == "patch":
+            if "size" in settings:
+                raise ValueError("--patch already gives height and width; leave --size out")
             settings |= {"depth": value[0], "size": tuple(value[1:])}
         else:
             settings["depth"] = value

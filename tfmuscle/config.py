@@ -8,6 +8,7 @@ and the command-line option. Unknown keys in a file are an error with the neares
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +66,8 @@ class _Settings:
         Raises:
             ValueError: an unknown key (the nearest known one is suggested), a missing one, or a value out of range.
         """
+        if not isinstance(content, Mapping):
+            raise ValueError(f"settings are {content!r}; an object with named settings is needed")
         known = {item.name for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
         for key in content:
             if key not in known:
@@ -91,7 +94,7 @@ class _Settings:
             return cls.from_dict(read_json(path))
         except DataError:
             raise
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, TypeError) as error:
             raise DataError(f"{path}: {error}") from error
 
 
@@ -126,11 +129,20 @@ class DataSpec(_Settings):
     def __post_init__(self) -> None:
         self._check_choices()
         self._check_positive("depth")
+        if not isinstance(self.label_map, LabelMap):
+            raise ValueError(f"label_map is {self.label_map!r}; names and ids are needed")
+        if (
+            not isinstance(self.channels, tuple)
+            or not self.channels
+            or not all(isinstance(c, str) for c in self.channels)
+        ):
+            raise ValueError(f"channels is {self.channels!r}; a list of at least one name is needed")
         if len(self.size) != 2 or min(self.size) < 1:
             raise ValueError(f"size is {self.size}; height and width are needed")
-        if self.spacing is not None and (len(self.spacing) != 3 or min(self.spacing) <= 0):
+        if self.spacing is not None and (len(self.spacing) != 3 or not all(0 < mm < math.inf for mm in self.spacing)):
             raise ValueError(f"spacing is {self.spacing}; three positive numbers in mm are needed, slice axis first")
-        if self.orientation is not None and sorted(_AXIS.get(letter, "?") for letter in self.orientation) != [
+        letters = self.orientation if isinstance(self.orientation, str) else "?"
+        if self.orientation is not None and sorted(_AXIS.get(letter, "?") for letter in letters) != [
             "A",
             "R",
             "S",
@@ -148,8 +160,10 @@ class DataSpec(_Settings):
             raise ValueError(
                 f"depth is {self.depth}; a stack has an odd number of slices, the labelled one in the middle"
             )
-        if self.folds < 1 or self.test < 0:
-            raise ValueError(f"folds is {self.folds} and test {self.test}; at least one fold, and no negative count")
+        if not (0 <= self.test < 1 or self.test == self.test // 1 < math.inf):
+            raise ValueError(f"test is {self.test}; a whole number of subjects, or a share below 1, is needed")
+        if self.folds < 1:
+            raise ValueError(f"folds is {self.folds}; at least one fold is needed")
 
     @property
     def num_classes(self) -> int:
@@ -193,6 +207,8 @@ class Supervised(_Settings):
 
     def __post_init__(self) -> None:
         self._check_choices()
+        if self.patience < 0:
+            raise ValueError(f"patience is {self.patience}; 0 (never stop early) or more epochs are needed")
 
 
 @dataclass(frozen=True)
@@ -218,8 +234,12 @@ class TrainConfig(_Settings):
     def __post_init__(self) -> None:
         self._check_choices()
         self._check_positive("epochs", "batch_size", "learning_rate")
-        if self.steps < 0 or self.fold < 0 or self.weight_decay < 0:
-            raise ValueError("steps, fold and weight_decay must not be negative")
+        if self.steps < 0 or self.fold < 0 or not 0 <= self.weight_decay < math.inf:
+            raise ValueError("steps, fold and weight_decay must be finite and not negative")
+        if not self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate is {self.learning_rate}; a finite number is needed")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}; a number from 0 to 2**32 - 1 is needed")
         if self.weight_decay and self.optimiser != "adamw":
             raise ValueError(
                 f"weight_decay is {self.weight_decay}, which only adamw knows; optimiser is {self.optimiser!r}"

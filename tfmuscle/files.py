@@ -6,6 +6,7 @@ process or a full disk leaves no half-written output. The temporary names start 
 
 import contextlib
 import errno
+import glob
 import hashlib
 import importlib.metadata
 import json
@@ -54,6 +55,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_leftovers(path)
         yield temporary
         if temporary.is_dir() and path.is_dir():
             shutil.rmtree(path)
@@ -61,11 +63,33 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise _explain(error, path) from error
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
         else:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+            path.unlink()
+
+
+def _clear_leftovers(path: Path) -> None:
+    """Removes what killed processes left of this file; those of living ones stay."""
+    for leftover in path.parent.glob(f"{TEMPORARY_PREFIX}*-{glob.escape(path.name)}"):
+        pid = leftover.name.removeprefix(TEMPORARY_PREFIX).partition("-")[0]
+        if pid.isdigit() and not _is_alive(int(pid)):
+            _remove(leftover)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _explain(error: OSError, path: Path) -> Exception:
@@ -104,21 +128,24 @@ def _finite(content: Any) -> Any:
     return content
 
 
-def read_json(path: str | Path) -> Any:
-    """Reads a JSON file.
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Reads a JSON file that holds an object.
 
     Raises:
-        DataError: the file is missing or is no JSON.
+        DataError: the file is missing, is no JSON or holds something else.
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors put a byte-order mark
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors put a byte-order mark
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file; check the path") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON ({error}); mend the file or make it anew") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: holds {type(content).__name__}, an object in braces is needed; mend the file")
+    return content
 
 
 def sha256(path: str | Path) -> str:

@@ -6,8 +6,10 @@ objects.
 """
 
 import contextlib
+import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Iterator
 
 
@@ -25,8 +27,21 @@ def quiet_start() -> Iterator[None]:
         os.close(terminal)
 
 
+def start_worker() -> None:
+    """Prepares a worker process: silent, since its errors come back as exceptions, and ended with its parent."""
+    silence()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def silence() -> None:
-    """Silences file descriptor 2 for good: for worker processes, whose errors come back as exceptions."""
+    """Silences file descriptor 2 for good."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

@@ -8,6 +8,7 @@ temporary name and renames it: whatever moment the process dies, the newest file
 import csv
 import importlib.util
 import io
+import math
 import re
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from pathlib import Path
 import keras
 
 from tfmuscle.config import TrainConfig
+from tfmuscle.errors import DataError
 from tfmuscle.files import TEMPORARY_PREFIX, atomic_path, write_text
 from tfmuscle.labels import IGNORE
 from tfmuscle.training.schedule import best_epoch, learning_rate, should_stop
@@ -97,8 +99,14 @@ class Recorder(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs=None) -> None:
         """Reports progress, and stops when asked to."""
+        loss = float((logs or {}).get("loss", 0.0))
+        if not math.isfinite(loss):
+            raise DataError(
+                f"{self.run}: the loss became {loss} in epoch {len(self.history) + 1}; train anew with a lower"
+                " --learning-rate, or in float32"
+            )
         if self.progress is not None:
-            done, loss = len(self.history) * self.steps + batch + 1, float((logs or {}).get("loss", float("nan")))
+            done = len(self.history) * self.steps + batch + 1
             self.progress(done, self.config.epochs * self.steps, f"epoch {len(self.history) + 1} loss {loss:.3f}")
         if self.cancel is not None and self.cancel():
             self.cancelled = self.model.stop_training = True
@@ -157,12 +165,15 @@ def write_history(path: Path, history: list[dict[str, float]]) -> None:
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """Reads `history.csv`; a missing file is an empty history."""
+    """Reads `history.csv`; a missing file is an empty history, a damaged one a `DataError`."""
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
-    return [row | {"epoch": int(row["epoch"])} for row in rows]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        return [row | {"epoch": int(row["epoch"])} for row in rows]
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path}: is no training history ({error}); restore it or train anew") from error
 
 
 def tensorboard(run: Path) -> list[keras.callbacks.Callback]:

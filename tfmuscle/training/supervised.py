@@ -72,11 +72,9 @@ def fit(
     spec, index = load_spec(records), read_index(records)
     models.check_spec(config.model, spec, **config.model_options)
     split = _split(index, spec, config)
+    _check_shards(index, spec, split["train"] + split["validation"])
     if _prepare(run, spec, config, split, resume=resume):
         return run
-    for subject in split["train"] + split["validation"]:
-        if problem := check_shard(records / index.path_of(subject), index.usable[subject]):
-            raise DataError(problem)
     keras.utils.set_random_seed(config.seed)
     model = _compiled(spec, config)
     history = _restore(model, run)
@@ -99,6 +97,18 @@ def fit(
     if not recorder.cancelled:
         _finish(run, model, history, seconds=time.monotonic() - started, steps=steps)
     return run
+
+
+def _check_shards(index: RecordIndex, spec: DataSpec, subjects: list[str]) -> None:
+    for subject in subjects:
+        entry = index.usable[subject]
+        if problem := check_shard(index.folder / entry["file"], entry):
+            raise DataError(problem)
+        if (count := len(entry["class_voxels"])) != spec.num_classes:
+            raise DataError(
+                f"{index.folder / 'spec.json'}: names {spec.num_classes} classes, the shards hold {count};"
+                " restore it, or build the records anew"
+            )
 
 
 def _split(index: RecordIndex, spec: DataSpec, config: TrainConfig) -> dict[str, list[str]]:

@@ -7,6 +7,7 @@ where it was and ends with the same bytes.
 """
 
 import concurrent.futures
+import contextlib
 import glob
 import multiprocessing
 import shutil
@@ -26,7 +27,7 @@ from tfmuscle.phantom import make_phantom
 from tfmuscle.planning import fingerprint, suggest_spec
 from tfmuscle.preprocessing import preprocess
 from tfmuscle.presets import get_preset, reduced_data
-from tfmuscle.quiet import silence
+from tfmuscle.quiet import start_worker
 from tfmuscle.sampling import cut
 from tfmuscle.subjects import Dataset, Subject, assign_folds, read_dataset
 
@@ -114,6 +115,8 @@ def plan_spec(
         progress: of the fingerprint.
     """
     chosen = dict(get_preset(preset).data) if preset else {}
+    if settings.get("kind", chosen.get("kind")) != chosen.get("kind"):
+        chosen = {key: value for key, value in chosen.items() if key not in ("kind", "depth", "size")}
     kind = settings.get("kind") or chosen.get("kind") or "slices"
     needed = {"size", "spacing", "depth"} if kind in ("volumes", "sequences") else {"size", "spacing"}
     if needed <= set(chosen) | set(settings):
@@ -189,6 +192,7 @@ def build_records(
             progress(len(entries), len(jobs), job[0].subject_id)
     failures = {entry["subject_id"]: entry["error"] for entry in entries if entry["status"] == "failed"}
     if len(failures) == len(entries):
+        (out / "spec.json").unlink(missing_ok=True)  # nothing was made: other settings may be tried here
         first = next(iter(failures.values()))
         raise DataError(f"{dataset.root}: none of {len(entries)} subjects could be used; the first: {first}")
     records.write_index(out, entries)
@@ -216,7 +220,7 @@ def _run(jobs: list[tuple[Subject, Path, DataSpec]], workers: int) -> Iterator[d
         return
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(jobs)), mp_context=context, initializer=silence
+        min(workers, len(jobs)), mp_context=context, initializer=start_worker
     ) as pool:
         yield from pool.map(build_shard, jobs)
 
@@ -230,10 +234,10 @@ def build_shard(job: tuple[Subject, Path, DataSpec]) -> dict[str, Any]:
     subject, path, spec = job
     note_path = path.with_suffix(".json")
     made_from = _made_from(subject)
-    if path.exists() and note_path.exists():
+    with contextlib.suppress(DataError):  # no note, or a damaged one: the shard is made anew
         note = read_json(note_path)
         known = note.get("subject_id") == subject.subject_id and note.get("made_from") == made_from
-        if known and records.check_shard(path, note) is None:
+        if known and "bytes" in note and records.check_shard(path, note) is None:
             return note
     try:
         image, labels = subject.read(spec.label_map)

@@ -24,6 +24,8 @@ from tfmuscle.training.callbacks import read_history
 from tfmuscle.training.schedule import curves
 from tfmuscle.workflows.data import Progress, build_records, plan_spec
 
+WRITTEN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
+"""Formats labels are written in."""
 PROGRESS_STEPS = 100
 """Steps of the progress per scan."""
 
@@ -52,9 +54,10 @@ def plan_training(
     if recipe.get("loss", method.get("loss")) != method.get("loss"):
         method.pop("loss_options", None)  # they belong to the preset's loss
     method = Supervised(**method | dict(recipe))
-    get_loss(
-        method.loss, **method.loss_options
-    )  # refuses an unknown loss or option now, not after the records are made
+    try:
+        get_loss(method.loss, **method.loss_options)  # refused now, not after the records are made
+    except TypeError as error:
+        raise ValueError(f"loss_options {method.loss_options}: {error}") from error
     return TrainConfig(**plan | {"scale": scale, "recipe": method})
 
 
@@ -104,7 +107,7 @@ def _check_fit(config: TrainConfig, spec: DataSpec, records: Path) -> None:
             raise ValueError("model_options: fit trains models with one output; leave deep_supervision out")
     except DataError:
         raise
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise DataError(f"{records / 'spec.json'}: {error}") from error
     if config.fold >= spec.folds:
         last = spec.folds - 1
@@ -151,7 +154,9 @@ def predict(
     loaded = inference.load_run(Path(run))
     subjects = _sources(Path(source), loaded, part)
     out = Path(out)
-    single = out.name.endswith(VOLUME_SUFFIXES)
+    single = out.name.lower().endswith(VOLUME_SUFFIXES)
+    if single and not out.name.lower().endswith(WRITTEN_SUFFIXES):
+        raise DataError(f"{out}: labels are written as {', '.join(WRITTEN_SUFFIXES)}; choose one of them, or a folder")
     if single and len(subjects) > 1:
         raise DataError(f"{out}: one file name for {len(subjects)} scans; name a folder")
     folder = out.parent if single else out
@@ -162,6 +167,8 @@ def predict(
         path = out if single else folder / f"{subject.subject_id}.nii.gz"
         started = time.monotonic()
         try:
+            if path.resolve() in {image.resolve() for image in subject.images}:
+                raise DataError(f"{path}: is the scan itself, which the labels would overwrite; name another output")
             if not (resume and path.exists()):
                 windows = _within(progress, number, len(subjects), subject.subject_id)
                 labels = inference.predict_volume(loaded, subject.read_image(), mirror=mirror, progress=windows)
@@ -264,7 +271,7 @@ def evaluate(
     found = _label_files(predictions)
     truth, label_map, scans = _references(references)
     if "labels" in note:
-        predicted = LabelMap.from_dict(note["labels"])
+        predicted = _label_map(note_path, note)
         if label_map is not None and label_map.names != predicted.names:
             raise DataError(
                 f"{references}: its label map is {label_map.to_dict()}, the predictions' {predicted.to_dict()};"
@@ -287,6 +294,16 @@ def evaluate(
         letters=note.get("orientation", True) is not None,
     )
     return evaluation.evaluate(found, wanted, label_map, Path(out), options=options, progress=progress)
+
+
+def _label_map(path: Path, note: Mapping[str, Any]) -> LabelMap:
+    try:
+        for key, kind in (("subjects", list), ("failures", dict), ("history", dict)):
+            if not isinstance(note.get(key, kind()), kind):
+                raise ValueError(f"{key!r} is {note[key]!r}")
+        return LabelMap.from_dict(note["labels"])
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: {error}; predict again, or remove the file") from error
 
 
 def _label_files(folder: Path) -> dict[str, Path]:
