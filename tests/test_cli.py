@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from tfmuscle.cli import PHANTOM_KINDS, parse_options, sample_settings, tfmuscle_group
 from tfmuscle.files import TEMPORARY_PREFIX, read_json
 from tfmuscle.phantom import KINDS
+from tfmuscle.workflows.learning import plan_training
 
 
 def run(*words, code=0):
@@ -276,6 +277,23 @@ def test_options_that_contradict_each_other_are_usage_errors():
         parse_options(("filters",))
 
 
+def test_predict_resumes_only_with_the_same_weights(tiny_run, dataset, tmp_path):
+    words = ("predict", "-m", tiny_run, "-i", dataset, "--split", "test", "-o", tmp_path / "out")
+    run(*words, "--no-mirror")
+    (path,) = (tmp_path / "out").glob("*.nii.gz")
+    time_before = path.stat().st_mtime_ns
+    run(*words, "--no-mirror", "--resume")
+    assert path.stat().st_mtime_ns == time_before
+    assert "other mirror" in one_error_line(run(*words, "--resume", code=1))
+
+
+def test_references_that_nobody_predicted_are_counted(phantom_dataset, tmp_path):
+    folder = Path(shutil.copytree(phantom_dataset / "labelsTr", tmp_path / "out"))
+    first(tmp_path, "out").unlink()
+    run("evaluate", "-i", folder, "-r", phantom_dataset, "-o", tmp_path / "report")
+    assert "references without a prediction" in (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+
+
 def test_predict_never_overwrites_the_scan(tiny_run, dataset, tmp_path):
     scan = shutil.copy(first(dataset, "imagesTr"), tmp_path / "scan.nii.gz")
     before = Path(scan).read_bytes()
@@ -326,6 +344,18 @@ def test_what_a_kill_leaves_behind_is_cleared_away(phantom_dataset, tmp_path):
     (tmp_path / ".tmp-99-scans" / "imagesTr").mkdir(parents=True)
     run("phantom", tmp_path / "scans", "--subjects", 1)
     assert no_leftovers(tmp_path)
+
+
+def test_what_the_user_says_beats_the_preset_and_the_preset_the_defaults():
+    plan = plan_training({"epochs": 3}, recipe={"mirror": False}, preset="demo")
+    assert (plan.epochs, plan.batch_size, plan.recipe.mirror) == (3, 4, False)
+    assert plan.model_options["filters"] == 12
+    other = plan_training({"model": "resnet34_unet"}, recipe={}, preset="demo", scale="laptop")
+    assert (other.model, other.model_options, other.scale) == ("resnet34_unet", {}, "laptop")  # unet's are not its own
+    assert plan_training({}, recipe={}, scale="laptop").model_options == {"filters": 16}
+    assert plan_training({}, recipe={"loss": "focal"}, preset="slices").recipe.loss == "focal"
+    with pytest.raises(ValueError, match="has no option 'gama'; did you mean 'gamma'"):
+        plan_training({}, recipe={"loss": "focal", "loss_options": {"gama": 1}})
 
 
 def test_lists_of_models_and_losses_as_json():

@@ -27,6 +27,8 @@ from tfmuscle.volume import Volume
 
 PATCH_VOXELS = 128**3
 """Largest sub-volume suggested, in voxels: nnU-Net's starting patch, which trains in 8 GB."""
+PREDICTION_BYTES = 3_000_000_000
+"""Memory for the probabilities of one patch depth of slices while a scan is predicted; the whole stays below 8 GB."""
 SLICE_CAP = 256
 """Largest height or width suggested for a slice, in voxels; larger images are covered by overlapping windows."""
 COVERED_PERCENT = 95.0
@@ -241,6 +243,7 @@ def suggest_spec(found: dict[str, Any], dataset: Dataset, *, kind: str | None = 
     kind = kind or ("slices" if spacing[0] > THICK_FACTOR * spacing[1:].max() or size[0] < 8 else "volumes")
     if kind == "volumes":
         depth, height, width = _patch(size, spacing)
+        depth = _affordable_depth(depth, size, dataset.label_map.num_classes)
     else:
         depth, height, width = _DEPTHS.get(kind, 1), *(_rounded(min(edge, SLICE_CAP), halvings=5) for edge in size[1:])
     return DataSpec(
@@ -273,6 +276,18 @@ def _rounded(size: int, *, halvings: int) -> int:
     """
     multiple = 2 ** min(halvings, max(0, int(size // 2).bit_length() - 1))
     return -(-int(size) // multiple) * multiple
+
+
+def _affordable_depth(depth: int, size: np.ndarray, num_classes: int) -> int:
+    """Limits the depth of a patch to what prediction can hold of a whole scan's slices, in multiples of 16.
+
+    >>> _affordable_depth(128, np.array([400, 512, 512]), num_classes=71)
+    32
+    >>> _affordable_depth(40, np.array([40, 56, 40]), num_classes=3)
+    40
+    """
+    affordable = PREDICTION_BYTES // (4 * int(size[1]) * int(size[2]) * num_classes)
+    return depth if depth <= affordable else max(16, affordable // 16 * 16)
 
 
 def _patch(size: np.ndarray, spacing: np.ndarray) -> tuple[int, int, int]:

@@ -95,10 +95,12 @@ def reorient(volume: Volume, orientation: str | None) -> Volume:
 
 
 def crop_to_nonzero(image: Volume, labels: Volume | None = None) -> tuple[Volume, Volume | None]:
-    """Cuts away the margin in which every channel is zero and nothing is labelled; an empty image stays whole."""
+    """Cuts away the margin in which every channel is zero; an empty image stays whole.
+
+    The image alone decides, so that a scan has the same grid in training and in prediction. Labels in the margin go
+    with it.
+    """
     occupied = _nonzero_per_axis(image.array)
-    if labels is not None:
-        occupied = [one | other for one, other in zip(occupied, _nonzero_per_axis(labels.array), strict=True)]
     if not all(axis.any() for axis in occupied):
         return image, labels
     start = tuple(int(axis.argmax()) for axis in occupied)

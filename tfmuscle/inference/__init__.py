@@ -4,7 +4,7 @@
 scan.
 """
 
-from tfmuscle.inference.runs import Run, load_run
+from tfmuscle.inference.runs import WEIGHTS_FILE, Run, load_run
 from tfmuscle.inference.volumes import predict_probabilities, predict_volume
 
-__all__ = ["Run", "load_run", "predict_probabilities", "predict_volume"]
+__all__ = ["WEIGHTS_FILE", "Run", "load_run", "predict_probabilities", "predict_volume"]

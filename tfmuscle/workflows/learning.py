@@ -13,7 +13,7 @@ from typing import Any
 from tfmuscle import evaluation, inference, models, training
 from tfmuscle.config import DataSpec, Supervised, TrainConfig
 from tfmuscle.errors import DataError
-from tfmuscle.files import provenance, read_json, write_json
+from tfmuscle.files import provenance, read_json, sha256, write_json
 from tfmuscle.io import VOLUME_SUFFIXES, case_id, volume_files, write_volume
 from tfmuscle.labels import LabelMap
 from tfmuscle.losses import get_loss
@@ -43,11 +43,11 @@ def plan_training(
     """
     chosen = get_preset(preset) if preset else None
     plan = dict(chosen.training) if chosen else {}
+    if "model" in settings and settings["model"] != plan.get("model"):
+        plan = {key: value for key, value in plan.items() if key != "model_options"} | {"model": settings["model"]}
     if scale == "laptop":
-        plan = reduced_training(plan | {key: settings[key] for key in ("model",) if key in settings})
-    options = (
-        dict(plan.get("model_options", {})) if settings.get("model", plan.get("model")) == plan.get("model") else {}
-    )
+        plan = reduced_training(plan)
+    options = plan.get("model_options", {})
     plan |= {"preset": preset} | dict(settings)
     plan["model_options"] = options | dict(settings.get("model_options", {}))
     method = dict(chosen.recipe) if chosen else {}
@@ -160,6 +160,9 @@ def predict(
     if single and len(subjects) > 1:
         raise DataError(f"{out}: one file name for {len(subjects)} scans; name a folder")
     folder = out.parent if single else out
+    description = _description(loaded, part, mirror, [subject.subject_id for subject in subjects])
+    if not single:
+        _claim_predictions(folder / "predictions.json", description, resume=resume)
     written: dict[str, Path] = {}
     failures: dict[str, str] = {}
     seconds: dict[str, float] = {}
@@ -180,7 +183,7 @@ def predict(
         if progress is not None:
             progress((number + 1) * PROGRESS_STEPS, len(subjects) * PROGRESS_STEPS, subject.subject_id)
     if not single:
-        write_json(folder / "predictions.json", _description(loaded, part, mirror, seconds, failures))
+        write_json(folder / "predictions.json", description | {"seconds": seconds, "failures": failures})
     warnings = (loaded.warning,) if loaded.warning else ()
     return PredictResult(folder, written, failures, warnings, _is_reduced(loaded))
 
@@ -220,7 +223,19 @@ def _sources(source: Path, run: inference.Run, part: str | None) -> tuple[Subjec
     return tuple(found[subject_id] for subject_id in wanted)
 
 
-def _description(run: inference.Run, part: str | None, mirror: bool, seconds: dict, failures: dict) -> dict[str, Any]:
+def _claim_predictions(path: Path, description: dict[str, Any], *, resume: bool) -> None:
+    """Notes whose predictions these are before the first is made, and refuses to go on with those of another model."""
+    if resume and path.exists():
+        before = read_json(path)
+        for key in ("weights", "mirror"):
+            if before.get(key) != description[key]:
+                raise DataError(
+                    f"{path}: the predictions there have other {key}; name another folder, or leave out --resume"
+                )
+    write_json(path, description)
+
+
+def _description(run: inference.Run, part: str | None, mirror: bool, subjects: list[str]) -> dict[str, Any]:
     about_path = run.path / "about.json"
     about = read_json(about_path) if about_path.exists() else {}
     return {
@@ -240,9 +255,8 @@ def _description(run: inference.Run, part: str | None, mirror: bool, seconds: di
         "trained_on": about.get("hardware"),
         "training_seconds": about.get("seconds"),
         "made_with": provenance(),
-        "seconds": seconds,
-        "subjects": list(seconds),
-        "failures": failures,
+        "weights": sha256(run.path / inference.WEIGHTS_FILE),
+        "subjects": subjects,
     }
 
 
@@ -289,7 +303,7 @@ def evaluate(
         images=_scans(Path(images)) if images else scans,
         observer2=_label_files(Path(observer2)) if observer2 else None,
         failures=note.get("failures", {}),
-        context=_context(note),
+        context=_context(note) | _left_out(note, truth, found),
         history=note.get("history") or None,
         letters=note.get("orientation", True) is not None,
     )
@@ -331,6 +345,12 @@ def _scans(folder: Path) -> dict[str, Path]:
     if (folder / "dataset.json").exists():
         return {subject.subject_id: subject.images[0] for subject in read_dataset(folder).subjects}
     return {subject.subject_id: subject.images[0] for subject in read_scans(folder, ("image",))}
+
+
+def _left_out(note: Mapping[str, Any], truth: Mapping[str, Path], found: Mapping[str, Path]) -> dict[str, str]:
+    """Counts the references that nobody predicted, where no `predictions.json` says who was asked for."""
+    missing = len(set(truth) - set(found))
+    return {"references without a prediction": str(missing)} if missing and not note else {}
 
 
 def _context(note: Mapping[str, Any]) -> dict[str, str]:
