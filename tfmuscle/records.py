@@ -30,7 +30,7 @@ from google.protobuf.message import DecodeError
 
 from tfmuscle.config import DataSpec
 from tfmuscle.errors import DataError
-from tfmuscle.files import atomic_path, read_json, sha256, write_json
+from tfmuscle.files import atomic_path, provenance, read_json, sha256, write_json
 from tfmuscle.labels import IGNORE
 from tfmuscle.subjects import TEST
 
@@ -226,7 +226,8 @@ class RecordIndex:
 
 def write_index(folder: str | Path, entries: Iterable[Mapping[str, Any]]) -> None:
     """Writes `index.json`; `entries` are those of `RecordIndex`."""
-    write_json(Path(folder) / INDEX_FILE, {"format": FORMAT, "version": VERSION, "shards": [dict(e) for e in entries]})
+    content = {"format": FORMAT, "version": VERSION, "made_with": provenance(), "shards": [dict(e) for e in entries]}
+    write_json(Path(folder) / INDEX_FILE, content)
 
 
 def read_index(folder: str | Path) -> RecordIndex:
