@@ -189,7 +189,7 @@ def test_hippocampus_is_read_both_ways(data_dir):
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        ([], r"dataset.json: has no 'labels' \(names and ids of the structures\); add it"),
+        ([], r"dataset\.json: holds list, an object in braces is needed"),
         ({"labels": [1]}, "has no 'labels'"),
         ({"images": "{id}.nii"}, "has no 'label_map'"),
         ({"labels": BONES}, r"channel names are None; write"),
