@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from tfmuscle.cli import PHANTOM_KINDS, parse_options, sample_settings, tfmuscle_group
+from tfmuscle.cli import tfmuscle_group
+from tfmuscle.cli.data import PHANTOM_KINDS, sample_settings
+from tfmuscle.cli.learning import parse_options
 from tfmuscle.files import TEMPORARY_PREFIX, read_json
 from tfmuscle.phantom import KINDS
 from tfmuscle.workflows.learning import plan_training

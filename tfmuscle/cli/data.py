@@ -1,0 +1,111 @@
+"""Commands from scans to records: phantom, inspect, build-records."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tfmuscle.cli.base import FOLDER, Bar, checked, command, finish, given, setting
+from tfmuscle.config import KINDS, DataSpec
+from tfmuscle.presets import PRESETS
+from tfmuscle.quiet import quiet_start
+
+PHANTOM_KINDS = ("bones", "thigh", "lower-limb", "ultrasound")
+
+
+@command(name="phantom")
+@click.argument("out", type=FOLDER)
+@click.option("--subjects", type=click.IntRange(1), default=8, show_default=True, help="number of limbs")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="the same seed makes the same voxels"
+)
+@click.option("--kind", type=click.Choice(PHANTOM_KINDS), default="bones", show_default=True, help="what is in them")
+def phantom_command(out: Path, subjects: int, seed: int, kind: str) -> None:
+    """Make a dataset of synthetic limbs with known volumes in OUT (nnU-Net layout)."""
+    with quiet_start():
+        from tfmuscle.workflows.data import phantom
+
+    phantom(out, subjects=subjects, seed=seed, kind=kind, progress=Bar())
+    click.echo(f"{subjects} {kind} phantoms in {out}; closed-form volumes in {out / 'volumes.json'}")
+
+
+@command(name="inspect")
+@click.argument("dataset", type=FOLDER)
+@click.option("--json", "as_json", is_flag=True, help="print the whole fingerprint as JSON")
+def inspect_command(dataset: Path, as_json: bool) -> None:
+    """Check every scan of DATASET and print its fingerprint; exit 1 when something is wrong."""
+    with quiet_start():
+        from tfmuscle.files import json_text
+        from tfmuscle.planning import fingerprint_table
+        from tfmuscle.workflows.data import inspect
+
+    found = inspect(dataset, progress=None if as_json else Bar())
+    click.echo(json_text(found) if as_json else fingerprint_table(found))
+    if found["problems"]:
+        sys.exit(1)
+
+
+@command(name="build-records")
+@click.option("-i", "--input", "dataset", type=FOLDER, required=True, help="dataset folder")
+@click.option("-o", "--output", "out", type=FOLDER, required=True, help="folder for the records")
+@setting(DataSpec, "kind", type=click.Choice(KINDS))
+@setting(DataSpec, "spacing", nargs=3, type=float, metavar="S R C")
+@setting(DataSpec, "size", nargs=2, type=int, metavar="H W")
+@click.option("--stack", type=int, help="slices in a stack (kind stacks) [default: 5]")
+@click.option("--patch", type=int, nargs=3, metavar="D H W", help="sub-volume (kind volumes)")
+@click.option("--window", type=int, help="slices in a sequence (kind sequences) [default: 3]")
+@setting(
+    DataSpec, "orientation", help="axis codes after preprocessing, slice axis first; 'none' for sweeps [default: SPL]"
+)
+@setting(DataSpec, "normalisation")
+@setting(DataSpec, "crop_nonzero")
+@setting(DataSpec, "overlap")
+@setting(DataSpec, "folds")
+@setting(DataSpec, "test")
+@setting(DataSpec, "seed")
+@click.option("--preset", type=click.Choice(list(PRESETS)), help="recipe to follow")
+@setting(DataSpec, "scale", default="full")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="processes")
+def build_records_command(
+    dataset: Path, out: Path, preset: str | None, scale: str, workers: int, **options: Any
+) -> None:
+    """Turn a dataset into TFRecords; run again to complete an interrupted build."""
+    with quiet_start():
+        from tfmuscle.subjects import read_dataset
+        from tfmuscle.workflows.data import build_records, plan_spec
+
+    index = read_dataset(dataset)
+    settings = checked(sample_settings, options, preset)
+    spec = checked(plan_spec, index, settings, preset=preset, scale=scale, progress=Bar())
+    window = " x ".join(map(str, spec.window))
+    click.echo(f"{spec.kind} of {window} voxels at {spec.spacing or 'native'} mm, {spec.orientation}")
+    result = build_records(index, out, spec, workers=workers, progress=Bar())
+    click.echo(f"{result.samples} samples in {out}" + (" (reduced)" if scale == "laptop" else ""))
+    finish(result.failures)
+
+
+def sample_settings(options: Mapping[str, Any], preset: str | None) -> dict[str, Any]:
+    """Returns `DataSpec` fields from the options, where --stack, --patch and --window imply the kind."""
+    settings = given(options)
+    implied = {"stack": "stacks", "patch": "volumes", "window": "sequences"}
+    used = [name for name in implied if name in settings]
+    if len(used) > 1:
+        raise ValueError(f"--{used[0]} and --{used[1]} exclude each other")
+    for name in used:
+        value = settings.pop(name)
+        if settings.setdefault("kind", implied[name]) != implied[name]:
+            raise ValueError(f"--{name} goes with --kind {implied[name]}, not {settings['kind']}")
+        if name == "patch":
+            if "size" in settings:
+                raise ValueError("--patch already gives height and width; leave --size out")
+            settings |= {"depth": value[0], "size": tuple(value[1:])}
+        else:
+            settings["depth"] = value
+    kind = settings.get("kind", PRESETS[preset].data.get("kind") if preset else None)
+    if not used and kind in ("stacks", "sequences") and not (preset and "depth" in PRESETS[preset].data):
+        settings["depth"] = 5 if kind == "stacks" else 3
+    if str(settings.get("orientation", "")).lower() == "none":
+        settings["orientation"] = None
+    return settings

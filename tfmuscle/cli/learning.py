@@ -1,0 +1,159 @@
+"""Commands from records to numbers: fit, predict, evaluate, and what there is to choose from."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tfmuscle.cli.base import FOLDER, Bar, checked, command, finish, given, print_list, setting
+from tfmuscle.config import Supervised, TrainConfig
+from tfmuscle.presets import PRESETS
+from tfmuscle.quiet import quiet_start
+
+
+@command(name="demo")
+@click.argument("out", type=FOLDER, default=Path("tfmuscle-demo"))
+def demo_command(out: Path) -> None:
+    """Run the whole job on synthetic legs in OUT and leave a report.html: two to four minutes."""
+    with quiet_start():
+        from tfmuscle.workflows.demo import demo
+
+    report = demo(out, say=click.echo, progress=Bar())
+    click.echo(f"Done. Open {report} in a browser: training curves, overlays, Dice and volume tables.")
+
+
+@command(name="fit")
+@click.option("-i", "--input", "source", type=FOLDER, required=True, help="records, or a dataset")
+@click.option("-o", "--output", "run", type=FOLDER, required=True, help="run folder to make")
+@setting(TrainConfig, "model")
+@setting(Supervised, "loss")
+@setting(TrainConfig, "fold")
+@setting(TrainConfig, "epochs")
+@setting(TrainConfig, "steps")
+@setting(TrainConfig, "batch_size")
+@setting(TrainConfig, "optimiser")
+@setting(TrainConfig, "learning_rate")
+@setting(TrainConfig, "weight_decay")
+@setting(TrainConfig, "schedule")
+@setting(Supervised, "augmentation")
+@setting(Supervised, "mirror")
+@setting(Supervised, "patience")
+@setting(TrainConfig, "precision")
+@setting(TrainConfig, "seed")
+@click.option(
+    "--option", "model_options", multiple=True, metavar="NAME=VALUE", help="option of the model, e.g. filters=16"
+)
+@click.option(
+    "--loss-option", "loss_options", multiple=True, metavar="NAME=VALUE", help="option of the loss, e.g. gamma=2"
+)
+@click.option("--preset", type=click.Choice(list(PRESETS)), help="recipe to follow")
+@setting(TrainConfig, "scale", default="full")
+@click.option("--resume", is_flag=True, help="go on with an interrupted run")
+def fit_command(source: Path, run: Path, preset: str | None, scale: str, resume: bool, **options: Any) -> None:
+    """Train a model on all folds but one, keeping the epoch with the best validation Dice."""
+    with quiet_start():
+        from tfmuscle.files import read_json
+        from tfmuscle.workflows.learning import fit, plan_training
+
+    for name in ("model_options", "loss_options"):
+        options[name] = checked(parse_options, options[name]) or None
+    recipe_names = {item.name for item in dataclasses.fields(Supervised)}
+    recipe = {key: value for key, value in given(options).items() if key in recipe_names}
+    settings = {key: value for key, value in given(options).items() if key not in recipe_names}
+    config = checked(plan_training, settings, recipe=recipe, preset=preset, scale=scale)
+    bar = Bar()
+    try:
+        fit(source, run, config, resume=resume, progress=bar)
+    finally:
+        bar.close()
+    about = read_json(run / "about.json")
+    reduced = "laptop" in (scale, read_json(run / "spec.json")["scale"])
+    dice = about["best_validation_dice"]
+    told = f"best epoch {about['best_epoch']} of {about['epochs']}" + (
+        "" if dice is None else f", validation Dice {dice:.3f}"
+    )
+    click.echo(f"{run}: {told}, {about['seconds'] / 60:.1f} min" + (" (reduced)" if reduced else ""))
+
+
+def parse_options(texts: tuple[str, ...]) -> dict[str, Any]:
+    """Reads NAME=VALUE pairs; a value is JSON if it can be, else text.
+
+    >>> parse_options(("filters=16", "block=residual"))
+    {'filters': 16, 'block': 'residual'}
+    """
+    options: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ValueError(f"--option {text!r} is not NAME=VALUE, e.g. filters=16")
+        try:
+            options[name] = json.loads(value)
+        except json.JSONDecodeError:
+            options[name] = value
+    return options
+
+
+@command(name="predict")
+@click.option("-m", "--model", "run", type=FOLDER, required=True, help="run folder made by fit")
+@click.option(
+    "-i", "--input", "source", type=FOLDER, required=True, help="scan, DICOM series, folder of them, or dataset"
+)
+@click.option("-o", "--output", "out", type=FOLDER, required=True, help="folder, or a file name for one scan")
+@click.option(
+    "--split", "part", type=click.Choice(["train", "validation", "test"]), help="only these subjects of the dataset"
+)
+@click.option("--mirror/--no-mirror", default=True, show_default=True, help="average over mirrored copies")
+@click.option("--resume", is_flag=True, help="keep predictions that are there")
+def predict_command(run: Path, source: Path, out: Path, part: str | None, mirror: bool, resume: bool) -> None:
+    """Segment scans; every output lies on exactly its scan's grid."""
+    with quiet_start():
+        from tfmuscle.workflows.learning import predict
+
+    result = predict(run, source, out, part=part, mirror=mirror, resume=resume, progress=Bar())
+    for warning in result.warnings:
+        click.echo(f"Warning: {warning}", err=True)
+    click.echo(f"{len(result.written)} scan(s) segmented in {out}" + (" (reduced)" if result.reduced else ""))
+    finish(result.failures)
+
+
+@command(name="evaluate")
+@click.option("-i", "--input", "predictions", type=FOLDER, required=True, help="folder of predictions")
+@click.option("-r", "--references", type=FOLDER, required=True, help="folder of reference labels, or a dataset")
+@click.option("-o", "--output", "out", type=FOLDER, required=True, help="folder of the report")
+@click.option("--images", type=FOLDER, help="scans for the overlays, when the references are no dataset")
+@click.option("--observer2", type=FOLDER, help="a second annotator's labels: marks structures within human variability")
+def evaluate_command(
+    predictions: Path, references: Path, out: Path, images: Path | None, observer2: Path | None
+) -> None:
+    """Compare predictions with references: Dice, surface distances and volumes per subject and structure."""
+    with quiet_start():
+        from tfmuscle.workflows.learning import evaluate
+
+    result = evaluate(predictions, references, out, images=images, observer2=observer2, progress=Bar())
+    click.echo(result.table())
+    click.echo(f"Tables, figures and report.html in {out}")
+    finish(result.failures)
+
+
+@command(name="models")
+@click.option("--json", "as_json", is_flag=True, help="print as JSON")
+def models_command(as_json: bool) -> None:
+    """List the architectures with source and parameter counts at the published input size."""
+    with quiet_start():
+        from tfmuscle.workflows.catalogue import list_models
+
+    print_list(
+        list_models(), ("name", "input_shape", "num_classes", "parameters", "trainable_parameters", "source"), as_json
+    )
+
+
+@command(name="losses")
+@click.option("--json", "as_json", is_flag=True, help="print as JSON")
+def losses_command(as_json: bool) -> None:
+    """List the losses with formula and source."""
+    with quiet_start():
+        from tfmuscle.workflows.catalogue import list_losses
+
+    print_list(list_losses(), ("name", "formula", "source"), as_json)
