@@ -1,6 +1,6 @@
 """Scans and surfaces in files.
 
-`read_volume` finds the format: a folder is a DICOM series, a file is what its name says, and a file with an unknown
+`read_volume` finds the format: a folder or a zip holds DICOM, a file is what its name says, and a file with an unknown
 name is DICOM if it starts like one. Everything that comes out is a `Volume` on its grid in RAS+ millimetres, `(I, J,
 K)`, in the number type of the file; everything that goes in is written whole or not at all.
 """
@@ -8,7 +8,7 @@ K)`, in the number type of the file; everything that goes in is written whole or
 from pathlib import Path
 
 from tfmuscle.errors import DataError
-from tfmuscle.io.dicom import is_dicom_file, read_dicom
+from tfmuscle.io.dicom import holds_dicom, is_dicom_file, read_dicom
 from tfmuscle.io.mesh import read_mesh, write_mesh
 from tfmuscle.io.nifti import chosen_channel, read_nifti, write_nifti
 from tfmuscle.io.simpleitk import read_simpleitk, write_simpleitk
@@ -30,26 +30,30 @@ _NIFTI_SUFFIXES = (".nii.gz", ".nii")
 _WRITTEN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 
 
-def read_volume(path: str | Path, *, channel: int | None = None) -> Volume:
-    """Reads an image file or a DICOM folder as `(I, J, K)` on its grid in mm (RAS+).
+def read_volume(path: str | Path, *, channel: int | None = None, series: str | None = None) -> Volume:
+    """Reads an image file or one DICOM series as `(I, J, K)` on its grid in mm (RAS+).
 
     Args:
-        path: a file whose name ends in one of `VOLUME_SUFFIXES`, a DICOM file, or the folder of one DICOM series.
+        path: a file whose name ends in one of `VOLUME_SUFFIXES`, a DICOM file, or a folder, DICOMDIR or zip of them.
         channel: which channel to take from an image that has several; without it such an image is refused.
+        series: which DICOM series to take where there are several, by the name that `list_series` gives it.
 
     Raises:
-        DataError: the file is missing, damaged, of an unknown format or has several channels and none was chosen.
+        DataError: the file is missing, damaged, of an unknown format, or several channels or series are in it and none
+            was chosen.
     """
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path}: there is no such file or folder; check the path")
     suffix = _suffix(path)
     if path.is_file() and suffix:
+        if series is not None:
+            raise DataError(f"{path}: has no DICOM series; leave the series out")
         read = read_nifti if suffix in _NIFTI_SUFFIXES else read_simpleitk
         return read(path, channel=channel)
-    if path.is_dir() or is_dicom_file(path):
+    if path.is_dir() or holds_dicom(path):
         chosen_channel(path, 1, channel)
-        return read_dicom(path)
+        return read_dicom(path, series=series)
     raise DataError(f"{path}: not a known image; use {', '.join(VOLUME_SUFFIXES)} or a folder of DICOM files")
 
 

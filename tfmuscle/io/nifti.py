@@ -93,9 +93,7 @@ def _read_array(path: Path, image: nib.Nifti1Image, channel: int | None) -> np.n
     number = chosen_channel(path, shape[wide[0]] if wide else 1, channel)
     index += [number if axis in wide else 0 for axis in range(3, len(shape))]
     try:
-        array = np.asarray(image.dataobj[tuple(index)])
-        if path.suffix.lower() == ".gz":
-            _check_gzip(path)
+        array = _sliced(path, image.dataobj, tuple(index))
     except _READ_ERRORS as error:
         raise DataError(f"{path}: damaged or cut off ({one_line(error)}); copy or export it again") from error
     proxy: Any = image.dataobj  # the header forgets its scale once nibabel has handed it to the data
@@ -106,11 +104,27 @@ def _read_array(path: Path, image: nib.Nifti1Image, channel: int | None) -> np.n
     return array.astype(dtype, copy=False).reshape(spatial, order="F")
 
 
-def _check_gzip(path: Path) -> None:
-    """Reads a gzip file to its end, where the checksum is; nibabel stops before."""
-    with gzip.open(path) as file:
+def _sliced(path: Path, proxy: Any, index: tuple[Any, ...]) -> np.ndarray:
+    """Returns `proxy[index]`; a gzip file is read to its end, where the checksum is, because nibabel stops before."""
+    if path.suffix.lower() != ".gz":
+        return np.asarray(proxy[index])
+    with _Gzip(path) as file:
+        array = np.asarray(
+            nib.arrayproxy.ArrayProxy(file, (proxy.shape, proxy.dtype, proxy.offset, proxy.slope, proxy.inter))[index]
+        )
         while file.read(_CHUNK_BYTES):
             pass
+    return array
+
+
+class _Gzip(gzip.GzipFile):
+    """A gzip file read piece by piece: Python's own holds the voxels three times while it fills one large buffer."""
+
+    def readinto(self, buffer: Any) -> int:
+        count, view = 0, memoryview(buffer).cast("B")
+        while read := super().readinto(view[count : count + _CHUNK_BYTES]):
+            count += read
+        return count
 
 
 def chosen_channel(path: Path, count: int, channel: int | None) -> int:

@@ -1,0 +1,93 @@
+"""Label tables of other programs; expected names are read off the files by eye."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from tfmuscle.errors import DataError
+from tfmuscle.io.label_tables import embedded_label_map, plain_name, read_label_table
+
+SNAP = """# ITK-SnAP Label Description File
+    0     0    0    0        0  0  0    "Clear Label"
+    1   103    0   31        1  1  1    "Vastus lateralis (left)"
+    7   178   24   43      0.5  1  0    "RF"
+"""
+SLICER = "# Color table file\n# 3 values\n0 background 0 0 0 0\n9 femur 2 1 1 255\n12 'tibia left' 1 2 3 255\n"
+NAMES = {
+    "snap.label": (SNAP, {1: "vastus_lateralis_left", 7: "rf"}),
+    "slicer.ctbl": (SLICER, {9: "femur", 12: "tibia_left"}),
+    "table.csv": ("id, name\n3,Femur L\n4,Tibia L\n", {3: "femur_l", 4: "tibia_l"}),
+    "dataset.json": (json.dumps({"labels": {"background": 0, "femur": 2}}), {2: "femur"}),
+    "spec.json": (json.dumps({"label_map": {"femur": 2}, "name": "x"}), {2: "femur"}),
+    "decathlon.json": (json.dumps({"labels": {"0": "background", "1": "Anterior"}}), {1: "anterior"}),
+    "ids.json": (json.dumps({"1": "femur", "2": "tibia"}), {1: "femur", 2: "tibia"}),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_formats(name, tmp_path):
+    text, expected = NAMES[name]
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert {k: v for k, v in read_label_table(tmp_path / name).names.items() if k} == expected
+
+
+def test_the_ignore_id_is_kept(tmp_path):
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "femur": 2, "ignore": 9}}))
+    assert read_label_table(tmp_path / "dataset.json").ignore == 9
+
+
+BAD = {
+    "twice.csv": ("id,name\n1,femur\n1,tibia\n", "there twice"),
+    "same.csv": ("id,name\n1,femur\n2,Femur\n", "there twice"),
+    "columns.csv": ("number,label\n1,femur\n", "columns id and name"),
+    "prose.txt": ("These are my labels.\n", "has no id and name"),
+    "open.txt": ("1 'femur\n", "no usable label table"),
+    "list.json": ("[1, 2]", "no object"),
+    "cut.json": ('{"labels": {', "no usable label table"),
+    "empty.ctbl": ("# nothing\n", "no structure"),
+    "binary.label": (b"\xff\xfe\x00\x80", "no usable label table"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_tables_are_one_clear_line(name, tmp_path):
+    content, reason = BAD[name]
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=reason):
+        read_label_table(tmp_path / name)
+
+
+def test_a_missing_and_an_endless_table(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        read_label_table(tmp_path / "none.csv")
+    (tmp_path / "long.csv").write_bytes(b"id,name\n" + b" " * (5 << 20))
+    with pytest.raises(DataError, match="far too long"):
+        read_label_table(tmp_path / "long.csv")
+
+
+@pytest.mark.parametrize("text", ["../../etc/passwd", "femur/left", "a\x00b", "  ", "Ä?"])
+def test_plain_names_are_harmless_file_names(text):
+    name = plain_name(text)
+    assert name and not set(name) & set("/\\. \x00") and plain_name(name) == name
+
+
+def test_names_inside_a_nifti_header(tmp_path):
+    image = nib.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4))
+    table = '<LabelTable><Label Key="3" Red="0"><![CDATA[Femur left]]></Label><Label Key="4">hip</Label></LabelTable>'
+    image.header.extensions.append(nib.nifti1.Nifti1Extension(0, table.encode()))
+    nib.save(image, tmp_path / "labels.nii.gz")
+    assert embedded_label_map(tmp_path / "labels.nii.gz").names == {0: "background", 3: "femur_left", 4: "hip"}
+    nib.save(nib.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4)), tmp_path / "plain.nii.gz")
+    assert embedded_label_map(tmp_path / "plain.nii.gz") is None
+    assert embedded_label_map(tmp_path / "none.nii.gz") is None
+
+
+def test_real_tables(data_dir):
+    thigh = read_label_table(data_dir / "thigh_fat_water" / "labels.itksnap.label")
+    assert thigh.names[2] == "rf" and len(thigh.structures) == 11
+    knee = read_label_table(data_dir / "knee_atlas" / "knee.ctbl")
+    assert knee.names[12] == "vastus_lateralis_muscle"
+    pelvis = embedded_label_map(data_dir / "pelvis_ct" / "labels_model_output.nii.gz")
+    assert pelvis.names[2] == "kidney_right"

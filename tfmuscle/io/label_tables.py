@@ -1,0 +1,122 @@
+"""Names of the numbers in a label image, as other programs write them.
+
+What is read: nnU-Net's and the Decathlon's `dataset.json`, a JSON object of names or ids, ITK-SNAP's label description
+(`.label`, `.txt`), 3D Slicer's colour table (`.ctbl`, `.txt`), a CSV with the columns `id` and `name`, and the table
+that TotalSegmentator puts into the header of its NIfTI files. Names become plain words joined by underscores, so that
+they can be file names and JSON keys anywhere; sides in them stay as they are (`labels.py` finds them).
+"""
+
+import csv
+import io
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+
+from tfmuscle.errors import DataError
+from tfmuscle.labels import LabelMap
+
+_LARGEST_TABLE = 4 << 20
+"""Bytes; a label table is a few kilobytes, so that anything longer is something else."""
+_BACKGROUND_NAMES = ("clear_label", "background", "unlabelled", "unlabeled")
+_EXTENSION_LABEL = re.compile(r'<Label\s[^>]*?Key="(\d+)"[^>]*>\s*(?:<!\[CDATA\[(.*?)\]\]>|([^<]*))\s*</Label>', re.S)
+
+
+def plain_name(text: str) -> str:
+    """Returns a structure's name as words joined by underscores, small letters; "structure" when nothing is left.
+
+    >>> plain_name("Vastus lateralis (left)"), plain_name("../Femur-L"), plain_name("Ä?")
+    ('vastus_lateralis_left', 'femur_l', 'ä')
+    """
+    return "_".join(re.findall(r"\w+", text.replace("_", " ").lower()))[:80] or "structure"
+
+
+def read_label_table(path: str | Path) -> LabelMap:
+    """Reads names and ids of structures from any of the table formats above.
+
+    Raises:
+        DataError: the file is missing, is no label table, or gives one id or one name twice.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > _LARGEST_TABLE:
+            raise ValueError("far too long for a label table")
+        text = path.read_text(encoding="utf-8-sig")
+        content = json.loads(text) if path.suffix.lower() == ".json" else None
+        if content is not None:
+            return _from_json(content)
+        return _label_map(_csv_rows(text) if path.suffix.lower() == ".csv" else _text_rows(text))
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file; check the path") from None
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: no usable label table ({error}); give a dataset.json, an ITK-SNAP or Slicer table, or a CSV with"
+            " the columns id and name"
+        ) from error
+
+
+def embedded_label_map(path: str | Path) -> LabelMap | None:
+    """Returns the names that a NIfTI file carries in its header (TotalSegmentator does), or None."""
+    try:
+        image = nib.load(path)
+        extensions = getattr(image.header, "extensions", [])
+        for extension in extensions:
+            content = extension.get_content()
+            text = content.decode("utf-8", errors="replace") if isinstance(content, bytes) else str(content)
+            found = [(int(key), one or other) for key, one, other in _EXTENSION_LABEL.findall(text[:_LARGEST_TABLE])]
+            if found:
+                return _label_map(iter(found))
+    except Exception:  # a damaged header or table: the image reader names what is wrong with the file
+        return None
+    return None
+
+
+def _from_json(content: Any) -> LabelMap:
+    """Takes `labels` or `label_map` of a dataset.json, or the object itself."""
+    for key in ("label_map", "labels"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not content:
+        raise ValueError("no object of names and ids")
+    plain = LabelMap.from_dict(content)
+    return _label_map(iter(plain.names.items()), ignore=plain.ignore)
+
+
+def _csv_rows(text: str) -> Iterator[tuple[int, str]]:
+    rows = csv.DictReader(io.StringIO(text), skipinitialspace=True)
+    if not {"id", "name"} <= {str(field).strip().lower() for field in rows.fieldnames or ()}:
+        raise ValueError("the columns id and name are needed")
+    for row in rows:
+        lowered = {str(key).strip().lower(): value for key, value in row.items()}
+        yield int(str(lowered["id"])), str(lowered["name"])
+
+
+def _text_rows(text: str) -> Iterator[tuple[int, str]]:
+    """Yields the rows of an ITK-SNAP table (eight columns, name last) or a Slicer table (name second)."""
+    for line in text.splitlines():
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        words = shlex.split(line)
+        if len(words) < 2 or not words[0].isdigit():
+            raise ValueError(f"the line {line[:60]!r} has no id and name")
+        is_snap = len(words) >= 8 and all(re.fullmatch(r"[\d.]+", word) for word in words[:7])
+        yield int(words[0]), " ".join(words[7:]) if is_snap else words[1]
+
+
+def _label_map(rows: Iterator[tuple[int, str]], *, ignore: int | None = None) -> LabelMap:
+    names: dict[int, str] = {}
+    for key, text in rows:
+        name = plain_name(text)
+        if key == 0 or name in _BACKGROUND_NAMES or key == ignore:
+            continue
+        if key in names or name in names.values():
+            raise ValueError(f"id {key} or name {name!r} is there twice")
+        names[key] = name
+    if not names:
+        raise ValueError("no structure in it")
+    return LabelMap(names, ignore=ignore)
