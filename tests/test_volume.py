@@ -241,3 +241,9 @@ def test_meshes_that_are_none():
     for face in ([0, 1, 3], [-1, 0, 1]):
         with pytest.raises(ValueError, match="faces point outside the 3 vertices"):
             Mesh(np.zeros((3, 3)), np.array([face]))
+
+
+@pytest.mark.parametrize("size", [1e300, 1e7, 1e-9])
+def test_voxels_of_an_absurd_size_are_refused(size):
+    with pytest.raises(ValueError, match="no voxels of a scan"):
+        Geometry((2, 2, 2), np.diag([1.0, 1.0, size, 1.0]))

@@ -3,7 +3,8 @@
 Conventions, stated once:
 
 * World coordinates are RAS+ in millimetres: x grows to the patient's Right, y to the Anterior, z to the Superior
-  side, as in NIfTI. DICOM's LPS is converted in `io/dicom.py` and nowhere else.
+  side, as in NIfTI. DICOM's LPS is converted in `io/dicom/`, in
+  `io/dicom_labels/`, and nowhere else.
 * `affine @ (i, j, k, 1)` is the world position of the *centre* of voxel `array[i, j, k]`. Spacing, orientation,
   origin and direction are read from the affine, so that they cannot disagree with it.
 * An orientation code names, for axes 0, 1, 2, the side towards which the index grows: nibabel's axis codes. `"SPL"`
@@ -25,6 +26,9 @@ SPACING_TOLERANCE_MM = 1e-4
 """Two spacings closer than this are one spacing."""
 GRID_TOLERANCE_MM = 1e-2
 """Two grids whose corners agree within this are one grid: far below a voxel, above float32 rounding in headers."""
+
+SMALLEST_VOXEL_MM, LARGEST_VOXEL_MM = 1e-6, 1e6
+"""Spacings beyond these are damaged headers, whatever the unit; axis codes cannot be computed of them."""
 
 HALF_VOXEL_TOLERANCE = 1e-3
 """An extent this close above half a voxel is rounded down, so that DICOM's decimal text and NIfTI's float32 of one
@@ -48,8 +52,13 @@ class Geometry:
         shape = tuple(int(size) for size in self.shape)
         if len(shape) != 3 or min(shape) < 1:
             raise ValueError(f"a grid has three positive sizes, not {self.shape}")
-        if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        is_matrix = affine.shape == (4, 4) and bool(np.isfinite(affine).all())
+        largest = np.abs(affine[:3, :3]).max(axis=0) if is_matrix else np.zeros(3)  # never overflows, as a norm would
+        is_sane = 0 < largest.max() <= LARGEST_VOXEL_MM
+        if not is_matrix or (is_sane and abs(np.linalg.det(affine[:3, :3])) < 1e-12) or not largest.all():
             raise ValueError(f"an affine is a finite, invertible 4x4 matrix, not {affine.tolist()}")
+        if not is_sane or largest.min() < SMALLEST_VOXEL_MM:
+            raise ValueError(f"voxels of about {largest.tolist()} mm are no voxels of a scan; check the spacing")
         affine.setflags(write=False)
         object.__setattr__(self, "affine", affine)
         object.__setattr__(self, "shape", shape)

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
+from pydicom._uid_dict import UID_dictionary
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
@@ -108,6 +109,21 @@ def words(header: Dataset, keyword: str) -> list[str]:
         return []
     values = [value] if isinstance(value, str) else list(value)
     return [str(item).strip().upper() for item in values]
+
+
+def modality_of(header: Dataset) -> str:
+    """Returns the modality in at most sixteen capitals and digits, "" without one; a damaged one may be any text."""
+    return re.sub(r"[^A-Z0-9]+", "", "".join(words(header, "Modality")[:1]))[:16]
+
+
+def uid_name(value: Any) -> str:
+    """Returns the name of an identifier of the standard, or its digits; "" for what is no identifier (damaged text).
+
+    >>> uid_name("1.2.840.10008.1.2.4.70"), uid_name("Quux^Zebulon")
+    ('JPEG Lossless, Non-Hierarchical, First-Order Prediction (Process 14 [Selection Value 1])', '')
+    """
+    text = str(value)
+    return UID_dictionary[text][0] if text in UID_dictionary else text if re.fullmatch(r"[\d.]{1,64}", text) else ""
 
 
 def integer(header: Dataset, keyword: str, default: int) -> int:

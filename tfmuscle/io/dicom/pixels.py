@@ -14,7 +14,7 @@ from pydicom.pixels import get_decoder, iter_pixels
 
 from tfmuscle.errors import DataError
 from tfmuscle.io.dicom.frames import Frame
-from tfmuscle.io.dicom.headers import AGAIN, CONVERT, integer
+from tfmuscle.io.dicom.headers import AGAIN, CONVERT, integer, uid_name
 from tfmuscle.io.dicom.sources import Source
 
 _MAX_COMPRESSION, _FREE_BYTES = 1000, 16 * 2**20
@@ -50,7 +50,9 @@ def check_decoder(header: FileDataset) -> None:
     except (NotImplementedError, ValueError):
         is_readable = False
     if not is_readable:
-        raise DataError(f"compressed as {syntax.name}, which cannot be read here; {CONVERT}")
+        raise DataError(
+            f"compressed as {uid_name(syntax) or 'something unknown'}, which cannot be read here; {CONVERT}"
+        )
 
 
 def is_lossy(header: FileDataset) -> bool:

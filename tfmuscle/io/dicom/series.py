@@ -14,7 +14,17 @@ from pydicom.dataset import FileDataset
 
 from tfmuscle.errors import DataError
 from tfmuscle.io.dicom.frames import WITHOUT_PLACES, Frame, frames_of
-from tfmuscle.io.dicom.headers import CONVERT, description, integer, is_directory, number, read_header, words
+from tfmuscle.io.dicom.headers import (
+    CONVERT,
+    description,
+    integer,
+    is_directory,
+    modality_of,
+    number,
+    read_header,
+    uid_name,
+    words,
+)
 from tfmuscle.io.dicom.pixels import check_decoder, check_promise, is_lossy, read_pixels
 from tfmuscle.io.dicom.sources import Source, open_sources
 from tfmuscle.io.dicom.stacks import LOCALISER_SLICES, TIME, Stack, make_stacks
@@ -235,8 +245,8 @@ def _named_localiser(stack: Stack, header: FileDataset) -> Stack:
 
 def _no_image(header: FileDataset) -> str:
     """Returns why a file holds no grey images at all; "" if it does."""
-    kind = getattr(header.get("SOPClassUID"), "name", "")
-    modality = "".join(words(header, "Modality")[:1])
+    kind = uid_name(header.get("SOPClassUID"))
+    modality = modality_of(header)
     if "Dose" in kind and modality == "SR":
         return "a dose report, not an image; choose an image series"
     if reason := _NO_IMAGES.get(modality):
@@ -256,7 +266,7 @@ def _described(
     header: FileDataset, stack: Stack | None, files: list[tuple[Source, FileDataset]], fitness: str, *, kind: str
 ) -> SeriesInfo:
     text = description(header)
-    modality = "".join(words(header, "Modality")[:1])
+    modality = modality_of(header)
     series_number = number(header, "SeriesNumber")
     geometry = stack.geometry if stack is not None and stack.affine is not None else None
     label = "" if text == "description withheld" else re.sub(r"[^\w.+]+", "_", text).strip("_")[:24]
