@@ -6,6 +6,7 @@ that TotalSegmentator puts into the header of its NIfTI files. Names become plai
 they can be file names and JSON keys anywhere; sides in them stay as they are (`labels.py` finds them).
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -22,6 +23,8 @@ from tfmuscle.labels import LabelMap
 
 _LARGEST_TABLE = 4 << 20
 """Bytes; a label table is a few kilobytes, so that anything longer is something else."""
+TABLE_SUFFIXES = (".json", ".label", ".ctbl", ".csv", ".txt")
+_DATASET_TABLES = ("predictions.json", "dataset.json")
 _BACKGROUND_NAMES = ("clear_label", "background", "unlabelled", "unlabeled")
 _EXTENSION_LABEL = re.compile(r'<Label\s[^>]*?Key="(\d+)"[^>]*>\s*(?:<!\[CDATA\[(.*?)\]\]>|([^<]*))\s*</Label>', re.S)
 
@@ -72,6 +75,25 @@ def embedded_label_map(path: str | Path) -> LabelMap | None:
                 return _label_map(iter(found))
     except Exception:  # a damaged header or table: the image reader names what is wrong with the file
         return None
+    return None
+
+
+def names_of(path: str | Path) -> LabelMap | None:
+    """Returns the names that a label image carries, or that stand beside it or in its dataset; None without any.
+
+    Looked for, in this order: the image's own header, a table of the same name (`leg.nii.gz` and `leg.json`), and
+    `predictions.json` or `dataset.json` in its folder or the one above. A JSON of something else is passed over.
+    """
+    path = Path(path)
+    stem = path.name[: -len(".nii.gz")] if path.name.lower().endswith(".nii.gz") else path.stem
+    tables = [path.with_name(stem + suffix) for suffix in TABLE_SUFFIXES]
+    tables += [folder / name for folder in (path.parent, path.parent.parent) for name in _DATASET_TABLES]
+    if (found := embedded_label_map(path)) is not None:
+        return found
+    for table in tables:
+        with contextlib.suppress(DataError):
+            if table.is_file() and table != path:
+                return read_label_table(table)
     return None
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from tfmuscle.errors import DataError
 from tfmuscle.files import provenance, read_json, sha256, write_json, write_text
 from tfmuscle.io import case_id, read_mesh, read_volume, volume_files, write_mesh, write_volume
-from tfmuscle.io.label_tables import embedded_label_map, plain_name, read_label_table
+from tfmuscle.io.label_tables import names_of, plain_name, read_label_table
 from tfmuscle.labels import LabelMap
 from tfmuscle.surfaces import SMOOTHING, SurfaceCheck, check_surface, surface
 from tfmuscle.surfaces import voxelise as voxelise_mesh
@@ -282,7 +282,7 @@ def _subject_surfaces(
 ) -> list[dict[str, Any]]:
     """Makes one subject's surfaces unless they are there; `surfaces.json` comes last and says of what they are made."""
     labels = _whole_numbers(path)
-    label_map = table or _names_beside(path) or LabelMap({})
+    label_map = table or names_of(path) or LabelMap({})
     made_of = {"labels_sha256": sha256(path), "settings": settings, "labels": label_map.to_dict()}
     note = folder / "surfaces.json"
     if note.is_file() and (known := read_json(note)).get("made_of") == made_of:
@@ -333,19 +333,6 @@ def _whole_numbers(path: Path) -> Volume:
     if not np.isfinite(array).all() or (array != np.rint(array)).any() or array.min() < 0:
         raise DataError(f"{path}: labels must be whole numbers from 0; give label images, not grey values")
     return volume.with_array(array.astype(np.min_scalar_type(int(array.max())), copy=False))
-
-
-def _names_beside(path: Path) -> LabelMap | None:
-    """Returns the names that stand beside the labels, in their dataset or in their header; None without any."""
-    beside = path.with_name(case_id(path) + ".json")
-    dataset = (path.parent / "predictions.json", path.parent / "dataset.json", path.parent.parent / "dataset.json")
-    for table in (beside, *dataset):
-        try:
-            if table.is_file():
-                return read_label_table(table)
-        except DataError:  # a JSON of something else, such as scan parameters
-            continue
-    return embedded_label_map(path)
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:
