@@ -20,6 +20,8 @@ import numpy as np
 
 IGNORE = -1
 """Class index of a voxel nobody labelled: never background, masked in losses and metrics."""
+_COUNTED_IDS = 1 << 16
+"""Ids below this are counted, not sorted, to find which there are."""
 
 MUSCLE_GROUPS: tuple[tuple[str, ...], ...] = (
     ("psoas_major", "iliacus", "gluteus_minimus"),
@@ -199,6 +201,22 @@ class LabelMap:
         if len(names) != len(content) - ("ignore" in content):
             raise ValueError("two label names share one id; give every structure an id of its own")
         return cls(names, ignore=content.get("ignore"))
+
+
+def distinct(labels: np.ndarray) -> np.ndarray:
+    """Returns the distinct values of `(I, J, K)` labels, sorted, as `np.unique` but without sorting every voxel.
+
+    Slab by slab in the order of memory, because sorting a whole limb at once takes gigabytes.
+
+    >>> distinct(np.array([[[5, 0, 5]]]))
+    array([0, 5])
+    """
+    slabs = np.moveaxis(labels, int(np.argmax(np.abs(labels.strides))), 0)
+    if np.can_cast(labels.dtype, np.int64) and labels.min() >= 0 and labels.max() < _COUNTED_IDS:
+        bins = int(labels.max()) + 1
+        counts = sum(np.bincount(slab.ravel(order="K"), minlength=bins) for slab in slabs)
+        return np.flatnonzero(counts).astype(labels.dtype)
+    return np.unique(np.concatenate([np.unique(slab) for slab in slabs]))
 
 
 def relabel(labels: np.ndarray, table: Mapping[int, int]) -> np.ndarray:

@@ -28,7 +28,7 @@ import numpy as np
 from tfmuscle.errors import DataError
 from tfmuscle.files import read_json
 from tfmuscle.io import case_id, is_dicom_folder, read_volume, volume_files
-from tfmuscle.labels import LabelMap
+from tfmuscle.labels import LabelMap, distinct
 from tfmuscle.volume import Geometry, Volume
 
 TEST = -1
@@ -90,7 +90,7 @@ class Subject:
         if self.labels is None:
             raise DataError(f"{self.images[0]}: subject {self.subject_id} has no labels; add a label file")
         volume = read_volume(self.labels)
-        values = _distinct(volume.array)
+        values = distinct(volume.array)
         broken = [f"{value:g}" for value in values if not np.isfinite(value) or value != np.rint(value)]
         if broken:
             raise DataError(
@@ -369,15 +369,10 @@ def _read_channel(path: Path, channel: int | None) -> Volume:
     volume = read_volume(path, channel=channel)
     with np.errstate(over="ignore"):
         array = volume.array.astype(np.float32, copy=False)
-    if not (np.isfinite(array.min()) and np.isfinite(array.max())):
+    if volume.array.dtype.kind == "f" and not (np.isfinite(array.min()) and np.isfinite(array.max())):
         count = int(array.size - np.isfinite(array).sum())
         raise DataError(f"{path}: {count} voxels are NaN or infinite; replace them by numbers and save again")
     return volume.with_array(array)
-
-
-def _distinct(array: np.ndarray) -> np.ndarray:
-    """Distinct values, slab by slab: sorting a whole limb at once would take gigabytes."""
-    return np.unique(np.concatenate([np.unique(slab) for slab in array]))
 
 
 def _on_grid_of(image: Volume, labels: Volume) -> Volume:

@@ -7,19 +7,28 @@ When an axis becomes coarser by more than `ANTIALIAS_FACTOR`, the image alone is
 sigma = (factor - 1) / 2 old voxels, as scikit-image does; otherwise thin structures would twinkle in and out. Beyond
 the field of view an image repeats its outermost voxels and labels are background; `preprocess` never looks there.
 
-Memory: one float32 copy of the image on the new grid, and one of the old grid while blurring. Rejected: OpenCV's
-resize, faster by some tenths of a second, whose grid keeps the outer faces and so cannot place ours.
+Preprocessing never rotates, so blur and interpolation together are one sparse matrix per axis. Slice by slice, the two
+in-plane matrices are applied once to every old slice that is needed, and a new slice is the weighted sum of those: ten
+times as fast as `affine_transform`, the same to 1e-6 of the intensity range. Grids that are turned against each other
+(a second scan brought onto the grid of the first) take SciPy's general way.
+
+Memory: the image on the new grid in float32 and a few slices; one more copy of the old grid where a turned grid is
+blurred. Rejected: OpenCV's resize, whose grid keeps the outer faces and so cannot place ours; its remap and warpAffine,
+which round places to 1/32 voxel; dense matrices, a hundred times the multiplications.
 """
 
 from collections.abc import Iterator
 
 import numpy as np
 import scipy.ndimage
+import scipy.sparse
 
 from tfmuscle.volume import Geometry, Volume
 
 ANTIALIAS_FACTOR = 1.5
 """An axis is blurred before it becomes coarser by more than this: below, linear interpolation blurs enough."""
+_BLUR_SIGMAS = 4
+"""The Gaussian is cut off this many sigma from its centre."""
 _INDEX_DIGITS = 6
 """Voxel indices are rounded to 1e-6 before the nearest is taken, so that halves fall one way along a whole axis."""
 _SEPARABLE_TOLERANCE = 1e-4
@@ -46,8 +55,15 @@ def crop_to_nonzero(image: Volume, labels: Volume | None = None) -> tuple[Volume
 
 
 def _nonzero_per_axis(array: np.ndarray) -> list[np.ndarray]:
-    mask = (array != 0).any(axis=3) if array.ndim == 4 else array != 0
-    return [mask.any(axis=axes) for axes in ((1, 2), (0, 2), (0, 1))]
+    occupied = [np.zeros(size, bool) for size in array.shape[:3]]
+    for index, slab in enumerate(array):
+        mask = (slab if array.ndim == 3 else slab[..., 0]) != 0
+        for channel in range(1, array.shape[3] if array.ndim == 4 else 1):
+            mask |= slab[..., channel] != 0
+        occupied[1] |= mask.any(axis=1)
+        occupied[2] |= mask.any(axis=0)
+        occupied[0][index] = mask.any()
+    return occupied
 
 
 def resample_image(volume: Volume, geometry: Geometry) -> Volume:
@@ -60,14 +76,52 @@ def resample_image(volume: Volume, geometry: Geometry) -> Volume:
     matrix = _index_map(volume.geometry, geometry)
     channels = [volume.array] if volume.array.ndim == 3 else list(np.moveaxis(volume.array, 3, 0))
     array = np.empty((*geometry.shape, *volume.array.shape[3:]), np.float32)
-    for index, channel in enumerate(channels):
+    targets = [array] if array.ndim == 3 else list(np.moveaxis(array, 3, 0))
+    if _is_separable(matrix, geometry):
+        axes = zip(np.diag(matrix[:3, :3]), matrix[:3, 3], volume.array.shape[:3], geometry.shape, strict=True)
+        weights = [_weights(*axis) for axis in axes]
+        for channel, target in zip(channels, targets, strict=True):
+            _resample_axes(channel, weights, target)
+        return Volume(array, geometry, volume.source)
+    for channel, target in zip(channels, targets, strict=True):
         channel = _blurred(channel, np.abs(matrix[:3, :3]).max(axis=1))
-        linear = np.diag(matrix[:3, :3]) if _is_separable(matrix, geometry) else matrix[:3, :3]
-        target = array if volume.array.ndim == 3 else array[..., index]
         target[...] = scipy.ndimage.affine_transform(
-            channel, linear, matrix[:3, 3], geometry.shape, output=np.float32, order=1, mode="nearest"
+            channel, matrix[:3, :3], matrix[:3, 3], geometry.shape, output=np.float32, order=1, mode="nearest"
         )
     return Volume(array, geometry, volume.source)
+
+
+def _weights(scale: float, shift: float, size: int, new_size: int) -> scipy.sparse.csr_array:
+    """Returns what each old voxel of an axis gives to each new one, `(new_size, size)`; rows sum to one."""
+    place = np.clip(scale * np.arange(new_size) + shift, 0, size - 1)
+    lower = np.floor(place).astype(np.int64)
+    upper = np.minimum(lower + 1, size - 1)
+    weights = _sparse([lower, upper], [1 - (place - lower), place - lower], size)
+    if abs(scale) > ANTIALIAS_FACTOR and size > 1:
+        sigma = (abs(scale) - 1) / 2
+        steps = np.arange(-round(_BLUR_SIGMAS * sigma), round(_BLUR_SIGMAS * sigma) + 1)
+        bell = np.exp(-0.5 * (steps / sigma) ** 2)
+        neighbours = [np.clip(np.arange(size) + step, 0, size - 1) for step in steps]
+        weights = weights @ _sparse(neighbours, [np.full(size, value) for value in bell / bell.sum()], size)
+    weights.eliminate_zeros()
+    return weights
+
+
+def _sparse(columns: list[np.ndarray], values: list[np.ndarray], size: int) -> scipy.sparse.csr_array:
+    rows = np.tile(np.arange(len(columns[0])), len(columns))
+    places = (rows, np.concatenate(columns))
+    return scipy.sparse.coo_array((np.concatenate(values), places), shape=(len(columns[0]), size)).tocsr()
+
+
+def _resample_axes(array: np.ndarray, weights: list[scipy.sparse.csr_array], target: np.ndarray) -> None:
+    """Applies a matrix to each axis of `array`; an old slice is resampled in-plane once and kept while it is needed."""
+    along, rows, columns = weights
+    planes: dict[int, np.ndarray] = {}
+    for index, plane in enumerate(target):
+        row = slice(along.indptr[index], along.indptr[index + 1])
+        needed, shares = along.indices[row].tolist(), along.data[row]
+        planes = {n: planes[n] if n in planes else rows @ array[n] @ columns.T for n in needed}
+        plane[...] = sum(planes[n] * share for n, share in zip(needed, shares, strict=True))
 
 
 def _blurred(array: np.ndarray, factors: np.ndarray) -> np.ndarray:
@@ -89,9 +143,11 @@ def resample_labels(volume: Volume, geometry: Geometry) -> Volume:
     if _is_separable(matrix, geometry):
         axes = zip(np.diag(matrix[:3, :3]), matrix[:3, 3], geometry.shape, strict=True)
         nearest = [_nearest(scale * np.arange(size) + shift) for scale, shift, size in axes]
-        inside = [(index >= 0) & (index < size) for index, size in zip(nearest, volume.array.shape, strict=True)]
-        taken = [index[keep] for index, keep in zip(nearest, inside, strict=True)]
-        array[np.ix_(*inside)] = volume.array[np.ix_(*taken)]
+        inside = [np.flatnonzero((n >= 0) & (n < size)) for n, size in zip(nearest, volume.array.shape, strict=True)]
+        slabs, rows, columns = (index[keep] for index, keep in zip(nearest, inside, strict=True))
+        box = tuple(slice(keep[0], keep[-1] + 1) if len(keep) else slice(0) for keep in inside[1:])
+        for first, old in zip(inside[0].tolist(), slabs.tolist(), strict=True):
+            array[first][box] = volume.array[old].take(rows, axis=0).take(columns, axis=1)
         return Volume(array, geometry, volume.source)
     for first, plane in _planes(geometry):
         index = _nearest(plane @ matrix[:3, :3].T + matrix[:3, 3])
