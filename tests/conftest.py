@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tfmuscle.subjects import read_dataset
-from tfmuscle.workflows.data import build_records, phantom, plan_spec
+from tfmuscle.workflows.building import build_records
+from tfmuscle.workflows.data import phantom, plan_spec
 from tfmuscle.workflows.learning import fit, plan_training
 
 

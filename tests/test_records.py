@@ -44,17 +44,23 @@ def write(path, spec, **changes):
     return records.write_shard(path, make_samples(spec, **changes), spec, subject_id="subject_1")
 
 
-@pytest.fixture
-def folder(tmp_path):
+def make_folder(path):
     """Three subjects in folds 0, 1 and TEST, and one that failed."""
     entries = []
     for shard in records.plan_shards({"a": 0, "b": 1, "c": records.TEST}):
         entry = {"file": shard.file, "subject_id": shard.subject_id, "fold": shard.fold, "status": "ok"}
-        entries.append(entry | write(tmp_path / shard.file, SPEC, seed=shard.index))
+        entries.append(entry | write(path / shard.file, SPEC, seed=shard.index))
     entries.append({"subject_id": "d", "fold": 0, "status": "failed", "error": "d.nii.gz: cut short"})
-    SPEC.save(tmp_path / "spec.json")
-    records.write_index(tmp_path, entries)
-    return tmp_path
+    for entry in entries[:3]:
+        note = {key: value for key, value in entry.items() if key != "fold"}
+        records.write_sealed((path / entry["file"]).with_suffix(".json"), note)
+    records.write_index(path, entries, SPEC)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_folder(tmp_path)
 
 
 def flip_byte(path, position):
@@ -205,7 +211,7 @@ def test_index_round_trip(folder):
     labels = [sample["labels"] for path in index.paths((0,)) for sample in records.read_shard(path, SPEC)]
     assert index.class_voxels((0,)) == [int(sum((block == i).sum() for block in labels)) for i in range(3)]
     assert index.class_voxels((3,)) == []
-    assert records.verify(folder) == []
+    assert records.verify(folder).problems == []
     assert records.load_spec(folder) == SPEC
     with pytest.raises(ValueError, match="no shard of subject 'd'; there are a, b, c"):
         index.samples_of("d")
@@ -213,17 +219,8 @@ def test_index_round_trip(folder):
 
 def test_a_leftover_temporary_file_does_not_count(folder):
     (folder / ".tmp-123-shard-00003.tfrecord").write_bytes(b"half a shard")
-    assert records.verify(folder) == []
+    assert records.verify(folder).problems == []
     assert len(records.read_index(folder).paths((0, 1, records.TEST))) == 3
-
-
-def test_every_changed_bit_is_found_by_verify(folder):
-    for position in (3, 40, -1):
-        flip_byte(folder / "shard-00001.tfrecord", position)
-        (problem,) = records.verify(folder)
-        assert "shard-00001.tfrecord: the content has changed since it was written; run build-records" in problem
-        flip_byte(folder / "shard-00001.tfrecord", position)
-    assert records.verify(folder) == []
 
 
 def test_missing_and_truncated_shards_are_named(folder):
@@ -239,7 +236,8 @@ def test_missing_and_truncated_shards_are_named(folder):
         records.read_index(folder)
     with pytest.raises(DataError, match="shard-00001.tfrecord: the shard is missing"):
         list(records.read_shard(path, SPEC))
-    assert len(records.verify(folder)) == 1 and "missing" in records.verify(folder)[0]
+    (problem,) = records.verify(folder).problems
+    assert "shard is missing" in problem
 
 
 @pytest.mark.parametrize("position", [2, 9, 200, -2])  # length, its checksum, content, the content's checksum
@@ -276,7 +274,8 @@ def test_shards_of_another_spec_are_named(tmp_path):
 
 
 def test_another_format_version_is_named(folder, monkeypatch):
-    monkeypatch.setattr(records, "VERSION", 2)
+    for module in (records.shards, records.index):
+        monkeypatch.setattr(module, "VERSION", 2)
     path = folder / "shard-00000.tfrecord"
     with pytest.raises(DataError, match="shard-00000.tfrecord: format version 1; this tfmuscle reads version 2"):
         list(records.read_shard(path, SPEC))
@@ -301,7 +300,7 @@ def test_a_damaged_index_is_named(folder, change, message):
     (folder / "index.json").write_text(json.dumps(index))
     with pytest.raises(DataError, match=f"index.json: .*{message}"):
         records.read_index(folder)
-    assert len(records.verify(folder)) == 1
+    assert len(records.verify(folder).problems) == 1
 
 
 def test_an_unfinished_folder_says_what_to_do(folder):

@@ -3,19 +3,20 @@
 import gzip
 import json
 import re
+import zipfile
 
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from dicom_files import write_series
 
 from tfmuscle.errors import DataError
+from tfmuscle.folds import TEST, assign_folds
 from tfmuscle.labels import LabelMap
 from tfmuscle.subjects import (
-    TEST,
     Dataset,
     Subject,
-    assign_folds,
     check_subject,
     read_checked,
     read_dataset,
@@ -361,3 +362,25 @@ def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch, read):
     monkeypatch.setattr(type(tmp_path), "iterdir", refuse)
     with pytest.raises(DataError, match=r"Permission denied: .*; check its permissions"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_both_legs_of_a_person_share_a_fold(seed):
+    ids = [f"p{number}_{side}" for number in range(7) for side in ("left", "right")] + ["q_left"]
+    folds = assign_folds(ids, folds=3, test=2, seed=seed)
+    assert all(folds[f"p{number}_left"] == folds[f"p{number}_right"] for number in range(7))
+    persons = {key.rsplit("_", 1)[0]: fold for key, fold in folds.items()}
+    assert sorted(list(persons.values()).count(fold) for fold in (-1, 0, 1, 2)) == [2, 2, 2, 2]
+
+
+def test_scans_are_found_in_nested_folders_and_zips(tmp_path):
+    write_series(tmp_path / "scans" / "p1" / "study" / "mr", count=3)
+    write_series(tmp_path / "loose", count=3)
+    with zipfile.ZipFile(tmp_path / "scans" / "p2.zip", "w") as archive:
+        for file in sorted((tmp_path / "loose").iterdir()):
+            archive.write(file, f"series/{file.name}")
+    (tmp_path / "scans" / "notes").mkdir()
+    found = read_scans(tmp_path / "scans", ("T1",))
+    assert [one.subject_id for one in found] == ["p1", "p2"]
+    assert np.array_equal(found[0].read_image().array, found[1].read_image().array)
+    assert read_scans(tmp_path / "scans" / "p2.zip", ("T1",))[0].subject_id == "p2"

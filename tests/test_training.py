@@ -17,7 +17,8 @@ from tfmuscle.records import TEST
 from tfmuscle.training import fit
 from tfmuscle.training.callbacks import ForegroundDice, newest_backup, read_history, write_history
 from tfmuscle.training.schedule import best_epoch, learning_rate, should_stop
-from tfmuscle.workflows.data import build_records, phantom
+from tfmuscle.workflows.building import build_records
+from tfmuscle.workflows.data import phantom
 
 TINY = TrainConfig(
     model="unet",

@@ -24,7 +24,9 @@ PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 SCALES = ("full", "laptop")
 SCHEDULES = ("constant", "cosine", "polynomial", "plateau")
 OPTIMISERS = ("adam", "adamw", "sgd")
-AUGMENTATIONS = ("none", "light", "full")
+AUGMENTATIONS = (
+    "none", "light", "full", "nnunet", "mehrabi", "ni", "cheena", "cheena_coronal", "positional", "positional_paper",
+)  # fmt: skip
 _AXIS = {"R": "R", "L": "R", "A": "A", "P": "A", "S": "S", "I": "S"}
 
 
@@ -118,6 +120,7 @@ class DataSpec(_Settings):
         "SPL", "axis codes after preprocessing, slice axis first; none for untracked sweeps"
     )
     normalisation: str = option("zscore", "how intensities are scaled, per scan and channel", choices=NORMALISATIONS)
+    bias_field: bool = option(False, "N4 bias field correction before anything else")
     crop_nonzero: bool = option(False, "cut away the margin in which every channel is zero")
     overlap: float = option(0.5, "overlap of neighbouring samples in-plane, and of sub-volumes along the limb")
     folds: int = option(5, "folds of the cross-validation, by subject")

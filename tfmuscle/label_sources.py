@@ -182,7 +182,7 @@ def _names_of_image(
     if found is None:
         raise DataError(f"{path}: {len(present)} labels without names; give a table of them with --labels")
     if found.ignore is not None:
-        found = LabelMap(found.names | {found.ignore: "ignore"})
+        found = LabelMap(dict(found.names) | {found.ignore: "ignore"})
     if missing := [key for key in present if key not in found.names]:
         raise DataError(f"{path}: the labels {missing[:8]} have no name in the table; add them")
     return {key: found.names[key] for key in present}, list(found.structures)

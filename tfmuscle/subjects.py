@@ -1,7 +1,7 @@
-"""Subjects and datasets: which files belong together, who is in which fold, and what is wrong with them.
+"""Subjects and datasets: which files belong together, and what is wrong with them.
 
 Terms. A *subject* is one scan with its channels and, if there are any, its labels. A *dataset* is a folder of subjects
-with one label map and one list of channels. Folds are of subjects, never of slices.
+with one label map and one list of channels.
 
 What is read as it is: nnU-Net v2 (`imagesTr/<id>_0000.nii.gz`, `labelsTr/<id>.nii.gz`), the Medical Segmentation
 Decathlon (`training: [{image, label}]`, channels in the fourth axis), and any folder whose layout a descriptor gives as
@@ -9,12 +9,10 @@ path patterns (`datasets/README.md`). Opening a dataset only lists files; a dama
 that one bad subject does not hide the others. `read_checked` collects all complaints about a subject.
 
 `dataset.json` may come from a stranger: paths that leave the dataset folder and ids that are no plain file names are
-refused. An image path that stands C times in `Subject.images` is one file with C channels. The order of folds comes
-from a hash of the id: it depends neither on the order of files, nor on the machine, nor on NumPy's version.
+refused. An image path that stands C times in `Subject.images` is one file with C channels.
 """
 
 import glob
-import hashlib
 import posixpath
 import re
 from collections.abc import Iterable, Mapping
@@ -27,12 +25,10 @@ import numpy as np
 
 from tfmuscle.errors import DataError
 from tfmuscle.files import read_json
-from tfmuscle.io import case_id, is_dicom_folder, read_volume, volume_files
+from tfmuscle.io import case_id, holds_dicom, is_dicom_folder, read_volume, volume_files
 from tfmuscle.labels import LabelMap, distinct
 from tfmuscle.volume import Geometry, Volume
 
-TEST = -1
-"""Fold number of subjects held out of every fold."""
 _HINT = "; check its permissions"
 _CHANNEL_NUMBER = re.compile(r"(?P<id>.+)_(?P<channel>\d{4})")
 _FORBIDDEN_IN_ID = re.compile(r"[/\\\x00-\x1f\ud800-\udfff]")
@@ -269,7 +265,7 @@ def _channel_names(value: Any) -> tuple[str, ...]:
 
 
 def read_scans(path: str | Path, channels: tuple[str, ...]) -> tuple[Subject, ...]:
-    """Finds the scans to segment: one file, a DICOM folder, a folder of files or a folder of DICOM folders.
+    """Finds the scans to segment: one file, a DICOM folder or zip, or a folder of files, DICOM folders and zips.
 
     Several channels are files `<id>_0000`, ... or a fourth axis. With one channel a `_0000` is not part of the id.
 
@@ -287,8 +283,9 @@ def read_scans(path: str | Path, channels: tuple[str, ...]) -> tuple[Subject, ..
         elif is_dicom_folder(path):
             subjects = [Subject(path.resolve().name, (path,))]
         else:
-            folders = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and is_dicom_folder(folder)]
-            subjects = [Subject(folder.name, (folder,)) for folder in folders]
+            items = [item for item in sorted(path.iterdir()) if not item.name.startswith(".")]
+            found = [item for item in items if (item.is_dir() or item.suffix.lower() == ".zip") and holds_dicom(item)]
+            subjects = [Subject(case_id(item), (item,)) for item in found]
             subjects += _grouped(volume_files(path), len(channels))
         return Dataset(path, path.name, LabelMap({}), channels, tuple(subjects)).subjects
     except (ValueError, OSError) as error:
@@ -315,27 +312,6 @@ def _grouped(files: Iterable[Path], num_channels: int) -> list[Subject]:
         missing = {number: some.with_name(f"{key}_{number:04d}{ending}") for number in numbers}
         subjects.append(Subject(key, tuple((missing | group)[number] for number in numbers)))
     return sorted(subjects, key=lambda subject: subject.subject_id)
-
-
-def assign_folds(subject_ids: Iterable[str], *, folds: int, test: float = 0.0, seed: int = 0) -> dict[str, int]:
-    """Assigns every subject to a fold 0..`folds` - 1, or to `TEST`; sizes differ by one at most.
-
-    Args:
-        subject_ids: in any order; the result does not depend on it.
-        folds: number of folds.
-        test: subjects held out: a share below 1 (rounded, at least one when above 0) or a count.
-        seed: another seed is another assignment.
-
-    >>> assign_folds(["b", "a", "c"], folds=2, test=1) == assign_folds(["c", "b", "a"], folds=2, test=1)
-    True
-    """
-    ids = sorted(set(subject_ids), key=lambda key: hashlib.sha256(f"{seed}/{key}".encode()).digest())
-    if folds < 1 or test < 0 or (test > 1 and test != int(test)):
-        raise ValueError(f"folds is {folds} and test {test}; give a fold at least, and test as a share or a count")
-    held_out = int(test) if test >= 1 else max(round(test * len(ids)), int(test > 0))
-    if len(ids) - held_out < folds:
-        raise DataError(f"{len(ids)} subjects, {held_out} held out, do not fill {folds} folds; use fewer folds")
-    return {key: TEST if rank < held_out else (rank - held_out) % folds for rank, key in enumerate(ids)}
 
 
 def read_checked(subject: Subject, dataset: Dataset) -> tuple[Volume | None, Volume | None, list[str]]:

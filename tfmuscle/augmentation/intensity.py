@@ -1,6 +1,7 @@
 """Changing intensities; labels are untouched, and no value is clipped to a fixed range.
 
-`axes` are the spatial axes of `image`. Statistics (mean, minimum, ...) are those of each channel, the last axis.
+`axes` are the spatial axes of `image`. Statistics (mean, minimum, ...) are those of each channel, the last axis; a
+factor, an exponent or a deviation is one number, or one for each channel.
 """
 
 from collections.abc import Sequence
@@ -51,12 +52,15 @@ def adjust_gamma(image: tf.Tensor, *, gamma: tf.Tensor | float, invert: tf.Tenso
 
 
 def gaussian_blur(image: tf.Tensor, *, sigma: tf.Tensor | float, axes: Sequence[int]) -> tf.Tensor:
-    """Blurs along `axes` with a Gaussian of `sigma` voxels; at the border over the voxels that are there.
+    """Blurs along `axes` with a Gaussian of `sigma` voxels, one number or one for each of `axes`.
+
+    At the border over the voxels that are there.
 
     One matrix product per axis with rows `exp(-(i - j)² / 2σ²)` that sum to one; a constant image stays constant.
     """
-    precision = -0.5 / tf.maximum(tf.square(tf.cast(sigma, tf.float32)), _SMALLEST_RANGE)
-    for axis in axes:
+    sigmas = tf.broadcast_to(tf.cast(sigma, tf.float32), [len(axes)])
+    precisions = tf.unstack(-0.5 / tf.maximum(tf.square(sigmas), _SMALLEST_RANGE))
+    for axis, precision in zip(axes, precisions, strict=True):
         index = np.arange(image.shape[axis], dtype=np.float32)
         distance = tf.constant((index[:, np.newaxis] - index[np.newaxis, :]) ** 2)
         image = _along(tf.nn.softmax(distance * precision, axis=-1), image, axis)

@@ -8,10 +8,20 @@ A `DataError` is printed on one line and exits with 1; a misused option exits wi
 keeps its traceback. Subjects that failed are listed last, and the exit code is 1.
 """
 
-from tfmuscle.cli import data, learning
+from tfmuscle.cli import data, importing, learning, preparing, segmentations, surfaces, ultrasound
 from tfmuscle.cli.base import tfmuscle_group
 
-__all__ = ["data", "learning", "main", "tfmuscle_group"]
+__all__ = [
+    "data",
+    "importing",
+    "learning",
+    "main",
+    "preparing",
+    "segmentations",
+    "surfaces",
+    "tfmuscle_group",
+    "ultrasound",
+]
 
 
 def main() -> None:

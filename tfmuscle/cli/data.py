@@ -1,4 +1,4 @@
-"""Commands from scans to records: phantom, inspect, build-records."""
+"""Commands from scans to records: phantom, inspect, build-records, verify-records."""
 
 import sys
 from collections.abc import Mapping
@@ -7,11 +7,13 @@ from typing import Any
 
 import click
 
-from tfmuscle.cli.base import FOLDER, Bar, checked, command, finish, given, setting
+from tfmuscle.cli.base import FOLDER, Bar, checked, command, finish, given, print_table, setting
 from tfmuscle.config import KINDS, DataSpec
 from tfmuscle.presets import PRESETS
 from tfmuscle.quiet import quiet_start
 
+RUNNERS = ("direct", "flink", "spark", "dataflow")
+SERIES_COLUMNS = ("name", "modality", "contrast", "shape", "spacing", "orientation", "files", "fitness")
 PHANTOM_KINDS = ("bones", "thigh", "lower-limb", "ultrasound")
 
 
@@ -33,18 +35,34 @@ def phantom_command(out: Path, subjects: int, seed: int, kind: str) -> None:
 
 @command(name="inspect")
 @click.argument("dataset", type=FOLDER)
-@click.option("--json", "as_json", is_flag=True, help="print the whole fingerprint as JSON")
+@click.option("--json", "as_json", is_flag=True, help="print the whole fingerprint, or the series, as JSON")
 def inspect_command(dataset: Path, as_json: bool) -> None:
-    """Check every scan of DATASET and print its fingerprint; exit 1 when something is wrong."""
+    """Check every scan of DATASET and print its fingerprint; exit 1 when something is wrong.
+
+    Of DICOM without a dataset.json (a folder, DICOMDIR or zip) list every series and what it is fit for; exit 1 when a
+    file is damaged or nothing can be used.
+    """
     with quiet_start():
         from tfmuscle.files import json_text
         from tfmuscle.planning import fingerprint_table
         from tfmuscle.workflows.data import inspect
 
     found = inspect(dataset, progress=None if as_json else Bar())
-    click.echo(json_text(found) if as_json else fingerprint_table(found))
+    if as_json:
+        click.echo(json_text(found))
+    elif "series" in found:
+        print_table([_series_row(item) for item in found["series"]], SERIES_COLUMNS)
+    else:
+        click.echo(fingerprint_table(found))
     if found["problems"]:
         sys.exit(1)
+
+
+def _series_row(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what the table shows of a series; its notes follow its fitness."""
+    numbers = {key: "x".join(f"{value:g}" for value in item[key] or ()) for key in ("shape", "spacing")}
+    fitness = "; ".join([item["fitness"], *item["notes"]])
+    return {**item, **numbers, "fitness": fitness, "files": str(item["num_files"])}
 
 
 @command(name="build-records")
@@ -60,6 +78,7 @@ def inspect_command(dataset: Path, as_json: bool) -> None:
     DataSpec, "orientation", help="axis codes after preprocessing, slice axis first; 'none' for sweeps [default: SPL]"
 )
 @setting(DataSpec, "normalisation")
+@setting(DataSpec, "bias_field")
 @setting(DataSpec, "crop_nonzero")
 @setting(DataSpec, "overlap")
 @setting(DataSpec, "folds")
@@ -68,22 +87,46 @@ def inspect_command(dataset: Path, as_json: bool) -> None:
 @click.option("--preset", type=click.Choice(list(PRESETS)), help="recipe to follow")
 @setting(DataSpec, "scale", default="full")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="processes")
+@click.option("--runner", type=click.Choice(RUNNERS), help="let Apache Beam do the work [default: this machine's pool]")
+@click.option("--runner-option", multiple=True, metavar="KEY=VALUE", help="option of Apache Beam; repeatable")
 def build_records_command(
-    dataset: Path, out: Path, preset: str | None, scale: str, workers: int, **options: Any
+    dataset: Path, out: Path, preset: str | None, scale: str, workers: int, runner: str | None, **options: Any
 ) -> None:
     """Turn a dataset into TFRecords; run again to complete an interrupted build."""
     with quiet_start():
         from tfmuscle.subjects import read_dataset
-        from tfmuscle.workflows.data import build_records, plan_spec
+        from tfmuscle.workflows.beam import pipeline_flags
+        from tfmuscle.workflows.building import build_records
+        from tfmuscle.workflows.data import plan_spec
+
+    runner_options = options.pop("runner_option")
+    if runner_options and not runner:
+        raise click.UsageError("--runner-option goes with --runner")
+    beam = checked(pipeline_flags, runner, workers=workers, options=runner_options) if runner else ()
 
     index = read_dataset(dataset)
     settings = checked(sample_settings, options, preset)
     spec = checked(plan_spec, index, settings, preset=preset, scale=scale, progress=Bar())
     window = " x ".join(map(str, spec.window))
     click.echo(f"{spec.kind} of {window} voxels at {spec.spacing or 'native'} mm, {spec.orientation}")
-    result = build_records(index, out, spec, workers=workers, progress=Bar())
+    result = build_records(index, out, spec, workers=workers, beam=beam, progress=Bar())
     click.echo(f"{result.samples} samples in {out}" + (" (reduced)" if scale == "laptop" else ""))
     finish(result.failures)
+
+
+@command(name="verify-records")
+@click.option("-i", "--input", "folder", type=FOLDER, required=True, help="folder of records")
+def verify_records_command(folder: Path) -> None:
+    """Compare every file of a records folder with its checksum; exit 1 when a bit has changed."""
+    with quiet_start():
+        from tfmuscle.records import verify
+
+    found = verify(folder, progress=Bar())
+    for problem in found.problems:
+        click.echo(f"Damaged: {' '.join(problem.split())}", err=True)
+    click.echo(f"{found.shards} shards with {found.samples} samples ({found.bytes:,} bytes) are sound in {folder}")
+    if found.problems:
+        sys.exit(1)
 
 
 def sample_settings(options: Mapping[str, Any], preset: str | None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from tfmuscle.volume import Volume
 __all__ = [
     "VOLUME_SUFFIXES",
     "case_id",
+    "holds_dicom",
     "is_dicom_folder",
     "read_mesh",
     "read_volume",
@@ -91,7 +92,7 @@ def case_id(path: str | Path) -> str:
     ('thigh.01_0000', 'dicom_series_7')
     """
     name = Path(path).name
-    suffix = _suffix(path) or (".dcm" if name.lower().endswith(".dcm") else "")
+    suffix = _suffix(path) or next((one for one in (".dcm", ".zip") if name.lower().endswith(one)), "")
     return name[: len(name) - len(suffix)]
 
 

@@ -3,20 +3,55 @@
 `pipeline.py` is the whole way for one `DataSpec`, `grid.py` the changes of grid, `intensities.py` the scaling of
 intensities. Every step returns a new `Volume` with its new geometry; nothing is undone later, for predictions are
 resampled straight onto the grid of the scan.
+
+What a scan may need before: `bias_field.py` evens out the coil, `regions.py` cuts to a part of the patient by the
+silhouette in `body.py`, `dixon.py` makes fat fractions, `merging.py` joins binary masks.
 """
 
+from tfmuscle.preprocessing.bias_field import correct_bias_field
+from tfmuscle.preprocessing.dixon import WaterFat, fat_fraction, identify_water_fat
 from tfmuscle.preprocessing.grid import ANTIALIAS_FACTOR, crop_to_nonzero, reorient, resample_image, resample_labels
 from tfmuscle.preprocessing.intensities import PERCENTILES, normalise
+from tfmuscle.preprocessing.merging import merge_masks
 from tfmuscle.preprocessing.pipeline import GROWTH, preprocess
+from tfmuscle.preprocessing.regions import (
+    LEG_PARTS,
+    MARGIN_SLICES,
+    HipStart,
+    Midline,
+    below_hip,
+    find_midline,
+    hip_start,
+    leg_parts,
+    one_leg,
+    separate_legs,
+    superior_axis,
+)
 
 __all__ = [
     "ANTIALIAS_FACTOR",
     "GROWTH",
+    "LEG_PARTS",
+    "MARGIN_SLICES",
     "PERCENTILES",
+    "HipStart",
+    "Midline",
+    "WaterFat",
+    "below_hip",
+    "correct_bias_field",
     "crop_to_nonzero",
+    "fat_fraction",
+    "find_midline",
+    "hip_start",
+    "identify_water_fat",
+    "leg_parts",
+    "merge_masks",
     "normalise",
+    "one_leg",
     "preprocess",
     "reorient",
     "resample_image",
     "resample_labels",
+    "separate_legs",
+    "superior_axis",
 ]

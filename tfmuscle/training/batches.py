@@ -1,7 +1,9 @@
 """Records to batches: which samples an epoch sees, in which order, with which random transforms.
 
 Order and transforms of epoch `e` depend on (seed, e) alone, never on what was drawn before, so that a run resumed at
-epoch `e` sees exactly what an uninterrupted one would have seen.
+epoch `e` sees exactly what an uninterrupted one would have seen. Samples are transformed side by side on all cores and
+handed on in order; the next chunk is read, and the next batches are made, while the network works on this one
+(benchmarks/input_pipeline.md).
 """
 
 from collections.abc import Sequence
@@ -10,13 +12,15 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from tfmuscle.augmentation import augment
+from tfmuscle.augmentation import augment, get_recipe
 from tfmuscle.config import DataSpec, TrainConfig
 from tfmuscle.records import load_samples
 
 CHUNK_BYTES, CHUNK_SAMPLES = 128 << 20, 2048
 """Samples are mixed within chunks of this size; the order of files is mixed too. `Dataset.shuffle` is not used, because
 its seed cannot depend on the epoch, and a resumed run would see the samples in another order."""
+BATCHES_AHEAD = 4
+"""Batches that are ready before the network asks for them: enough for an uneven mix of cheap and dear transforms."""
 _SEED_LIMIT = 2**31 - 1
 
 
@@ -39,7 +43,9 @@ def training_batches(
     """
     chunk = max(1, min(CHUNK_SAMPLES, CHUNK_BYTES // (4 * int(np.prod(spec.input_shape)))))
     names = tf.constant([str(path) for path in paths])
-    strength, mirror = config.recipe.augmentation, config.recipe.mirror
+    recipe, mirrored = config.recipe.augmentation, config.recipe.mirror
+    amounts = get_recipe(recipe)
+    by_scan = amounts is not None and amounts.whole_scan
 
     def seed_of(epoch: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
         """A pair of int32 for the `number`-th draw of an epoch."""
@@ -50,18 +56,32 @@ def training_batches(
             order = tf.random.experimental.stateless_shuffle(tf.range(tf.shape(samples[0])[0]), seed_of(epoch, ~number))
             return tf.data.Dataset.from_tensor_slices(tuple(tf.gather(part, order) for part in samples))
 
-        def transformed(number: tf.Tensor, image: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            seed = seed_of(epoch, number)
-            image, labels = augment(image, labels, seed=seed, strength=strength, spec=spec, mirror=mirror)
+        def transformed(number: tf.Tensor, image: tf.Tensor, labels: tf.Tensor, *scan: tf.Tensor):
+            scan_seed = seed_of(epoch, _SEED_LIMIT // 2 + scan[0]) if scan else None
+            image, labels = augment(
+                image, labels, seed=seed_of(epoch, number), recipe=recipe, spec=spec, mirrored=mirrored,
+                scan_seed=scan_seed,
+            )  # fmt: skip
             return image, labels[..., None]
 
         files = tf.random.experimental.stateless_shuffle(names, seed=seed_of(epoch, tf.constant(-1, tf.int64)))
-        samples = load_samples(files, spec).batch(chunk).enumerate().flat_map(lambda n, pair: mixed(n, *pair))
+        samples = _samples_and_scans(files, spec) if by_scan else load_samples(files, spec)
+        chunks = samples.batch(chunk).prefetch(1).enumerate()
+        samples = chunks.flat_map(lambda n, parts: mixed(n, *parts))
         samples = samples.repeat().take(steps * config.batch_size)  # the last batch is filled up from the start
-        return samples.enumerate().map(lambda n, pair: transformed(n, *pair), num_parallel_calls=tf.data.AUTOTUNE)
+        return samples.enumerate().map(lambda n, parts: transformed(n, *parts), num_parallel_calls=tf.data.AUTOTUNE)
 
     epochs = tf.data.Dataset.range(first_epoch, config.epochs + 1)  # one more than is drawn: Keras warns of an end
-    return epochs.flat_map(one_epoch).batch(config.batch_size).prefetch(2)
+    return epochs.flat_map(one_epoch).batch(config.batch_size).prefetch(BATCHES_AHEAD)
+
+
+def _samples_and_scans(files: tf.Tensor, spec: DataSpec) -> tf.data.Dataset:
+    """Yields `(image, labels, scan)`, the number of the scan in `files` with each of its samples."""
+
+    def of_one(scan: tf.Tensor, file: tf.Tensor) -> tf.data.Dataset:
+        return load_samples(file[tf.newaxis], spec).map(lambda image, labels: (image, labels, scan))
+
+    return tf.data.Dataset.from_tensor_slices(files).enumerate().flat_map(of_one)
 
 
 def validation_batches(paths: Sequence[Path], spec: DataSpec, batch_size: int, *, num_samples: int) -> tf.data.Dataset:

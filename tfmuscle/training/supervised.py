@@ -23,10 +23,10 @@ from tfmuscle import models
 from tfmuscle.config import DataSpec, TrainConfig
 from tfmuscle.errors import DataError
 from tfmuscle.files import TEMPORARY_PREFIX, atomic_path, provenance, read_json, write_json
+from tfmuscle.folds import TEST
 from tfmuscle.losses import get_loss
 from tfmuscle.records import RecordIndex, check_shard, load_spec, read_index
 from tfmuscle.report import figure_png, training_curves
-from tfmuscle.subjects import TEST
 from tfmuscle.training.batches import epoch_steps, training_batches, validation_batches
 from tfmuscle.training.callbacks import (
     Backup,

@@ -1,37 +1,27 @@
-"""From scans to records: `phantom`, `inspect`, `build_records`.
+"""Before the records: `phantom`, `inspect`, `plan_spec`.
 
-The user has a dataset folder (nnU-Net v2, Decathlon or described by a descriptor). The data goes subject by subject:
-read and checked -> preprocessed -> cut into samples -> one shard. A shard is written whole or not at all, with a note
-of what it was made from beside it; a rerun keeps the shards whose note still holds, so that a killed build goes on
-where it was and ends with the same bytes.
+The user has a dataset folder (nnU-Net v2, Decathlon or described by a descriptor), or makes one of phantoms; looks at
+what is in it; and decides how its scans become samples. `building.py` makes the records.
 """
 
-import concurrent.futures
-import contextlib
 import glob
-import multiprocessing
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tfmuscle import records
 from tfmuscle.config import DataSpec
 from tfmuscle.errors import DataError
 from tfmuscle.files import TEMPORARY_PREFIX, atomic_path, read_json, write_json
 from tfmuscle.io import write_volume
+from tfmuscle.io.dicom import holds_dicom, list_series
 from tfmuscle.labels import LabelMap
 from tfmuscle.phantom import KINDS as PHANTOM_KINDS
 from tfmuscle.phantom import make_phantom
 from tfmuscle.planning import fingerprint, suggest_spec
-from tfmuscle.preprocessing import preprocess
 from tfmuscle.presets import get_preset, reduced_data
-from tfmuscle.quiet import start_worker
-from tfmuscle.sampling import cut
-from tfmuscle.subjects import Dataset, Subject, assign_folds, read_dataset
-
-Progress = Callable[[int, int, str], None]
+from tfmuscle.subjects import Dataset, read_dataset
+from tfmuscle.workflows.building import Progress
 
 
 def phantom(
@@ -96,9 +86,30 @@ def _phantom_dataset_json(kind: str, label_map: LabelMap, subjects: int) -> dict
     }
 
 
-def inspect(dataset: str | Path, *, progress: Progress | None = None) -> dict[str, Any]:
-    """Checks every scan of a dataset and returns its fingerprint; `problems` lists what is wrong, one line each."""
-    found = fingerprint(read_dataset(dataset), progress=progress)
+def inspect(path: str | Path, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Checks every scan of a dataset and returns its fingerprint; of DICOM without a dataset, lists the series.
+
+    `problems` says what is wrong, one line each: for a dataset every problem of a scan, for DICOM every damaged file,
+    and that nothing can be used if so.
+
+    Args:
+        path: a dataset folder, or a DICOM file, nested folder, DICOMDIR or zip.
+        progress: called with (subjects or files done, in all, subject).
+
+    Returns:
+        The fingerprint, or `{"series": [SeriesInfo.to_dict(), ...]}`; and `problems`.
+
+    Raises:
+        DataError: there is neither.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".json" and not (path / "dataset.json").is_file() and holds_dicom(path):
+        series = list_series(path, progress=progress)
+        problems = [item.fitness for item in series if item.kind == "damaged"]
+        if not any(item.is_usable for item in series):
+            problems.append(f"{path}: no series can be used; see why in the list")
+        return {"series": [item.to_dict() for item in series], "problems": problems}
+    found = fingerprint(read_dataset(path), progress=progress)
     return found | {"problems": [problem for subject in found["subjects"] for problem in subject["problems"]]}
 
 
@@ -135,125 +146,3 @@ def _suggestion(dataset: Dataset, kind: str, progress: Progress | None) -> DataS
         return suggest_spec(fingerprint(dataset, progress=progress), dataset, kind=kind)
     except ValueError as error:
         raise DataError(f"{dataset.root}: {error}") from error
-
-
-@dataclass(frozen=True)
-class BuildResult:
-    """What `build_records` did.
-
-    Attributes:
-        folder: the records.
-        samples: samples written, over all subjects.
-        failures: subject -> why it is not in the records.
-    """
-
-    folder: Path
-    samples: int
-    failures: dict[str, str]
-
-
-def build_records(
-    dataset: str | Path | Dataset,
-    out: str | Path,
-    spec: DataSpec,
-    *,
-    workers: int = 1,
-    progress: Progress | None = None,
-) -> BuildResult:
-    """Writes the records of every labelled subject, one shard a subject, and `index.json` when all are done.
-
-    A subject that cannot be used is left out, named in `index.json` and in the result; the others go on.
-
-    Args:
-        dataset: a dataset folder, or an indexed dataset.
-        out: folder of the records; one that an interrupted build left is completed.
-        spec: how scans become samples.
-        workers: processes; each needs the memory of one scan.
-        progress: called with (subjects done, subjects in all, subject).
-
-    Raises:
-        DataError: `out` holds records of another spec, or no subject could be used.
-    """
-    out = Path(out)
-    dataset = dataset if isinstance(dataset, Dataset) else read_dataset(dataset)
-    labelled = [subject for subject in dataset.subjects if subject.labels is not None]
-    if not labelled:
-        raise DataError(f"{dataset.root}: no subject has labels; records are made from labelled scans")
-    folds = assign_folds([s.subject_id for s in labelled], folds=spec.folds, test=spec.test, seed=spec.seed)
-    _claim_records(out, spec)
-    for leftover in out.glob(f"{TEMPORARY_PREFIX}*"):  # of a build that was killed
-        leftover.unlink()
-    by_id = {subject.subject_id: subject for subject in labelled}
-    jobs = [(by_id[shard.subject_id], out / shard.file, spec) for shard in records.plan_shards(folds)]
-    entries = []
-    for job, note in zip(jobs, _run(jobs, workers), strict=True):
-        entries.append({"fold": folds[job[0].subject_id]} | note)
-        if progress is not None:
-            progress(len(entries), len(jobs), job[0].subject_id)
-    failures = {entry["subject_id"]: entry["error"] for entry in entries if entry["status"] == "failed"}
-    if len(failures) == len(entries):
-        (out / "spec.json").unlink(missing_ok=True)  # nothing was made: other settings may be tried here
-        first = next(iter(failures.values()))
-        raise DataError(f"{dataset.root}: none of {len(entries)} subjects could be used; the first: {first}")
-    records.write_index(out, entries)
-    return BuildResult(out, sum(entry.get("samples", 0) for entry in entries), failures)
-
-
-def _claim_records(out: Path, spec: DataSpec) -> None:
-    if (out / "spec.json").exists():
-        before = read_json(out / "spec.json")
-        for key, value in spec.to_dict().items():
-            if before.get(key) != value:
-                raise DataError(
-                    f"{out / 'spec.json'}: {key} was {before.get(key)!r} and is {value!r} now; "
-                    "name another folder, or remove this one"
-                )
-        return
-    if out.exists() and not (out.is_dir() and all(path.name.startswith(TEMPORARY_PREFIX) for path in out.iterdir())):
-        raise DataError(f"{out}: is not empty and holds no records; name another folder")
-    spec.save(out / "spec.json")
-
-
-def _run(jobs: list[tuple[Subject, Path, DataSpec]], workers: int) -> Iterator[dict[str, Any]]:
-    if workers <= 1 or len(jobs) <= 1:
-        yield from map(build_shard, jobs)
-        return
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(jobs)), mp_context=context, initializer=start_worker
-    ) as pool:
-        yield from pool.map(build_shard, jobs)
-
-
-def build_shard(job: tuple[Subject, Path, DataSpec]) -> dict[str, Any]:
-    """Makes one subject's shard, unless a whole one made from the same files is there; returns its index entry.
-
-    Args:
-        job: the subject, the shard's path, and the spec.
-    """
-    subject, path, spec = job
-    note_path = path.with_suffix(".json")
-    made_from = _made_from(subject)
-    with contextlib.suppress(DataError):  # no note, or a damaged one: the shard is made anew
-        note = read_json(note_path)
-        known = note.get("subject_id") == subject.subject_id and note.get("made_from") == made_from
-        if known and "bytes" in note and records.check_shard(path, note) is None:
-            return note
-    try:
-        image, labels = subject.read(spec.label_map)
-        image, labels = preprocess(image, labels, spec)
-        samples = cut(image.array, labels.array, spec)
-        written = records.write_shard(path, samples, spec, subject_id=subject.subject_id)
-    except DataError as error:
-        return {"file": path.name, "subject_id": subject.subject_id, "status": "failed", "error": str(error)}
-    note = {"file": path.name, "subject_id": subject.subject_id, "status": "ok", "made_from": made_from} | written
-    write_json(note_path, note)
-    return note
-
-
-def _made_from(subject: Subject) -> list[list[Any]]:
-    """Returns name, size and time of every file of a subject: what a shard is stale against."""
-    files: list[Path] = []
-    for path in [*subject.images, *([subject.labels] if subject.labels else [])]:
-        files += sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

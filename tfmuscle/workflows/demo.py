@@ -11,7 +11,8 @@ from pathlib import Path
 from tfmuscle.errors import DataError
 from tfmuscle.files import write_json
 from tfmuscle.subjects import read_dataset
-from tfmuscle.workflows.data import Progress, build_records, phantom, plan_spec
+from tfmuscle.workflows.building import Progress, build_records
+from tfmuscle.workflows.data import phantom, plan_spec
 from tfmuscle.workflows.learning import evaluate, fit, plan_training, predict
 
 SUBJECTS = 12

@@ -271,7 +271,7 @@ def _labels(one: Pair, job: _Job, label_map: LabelMap, image: Volume, notes: lis
             packed.add(name, mask)
     if not packed:
         return Volume(np.zeros(image.geometry.shape, np.uint8), image.geometry, one.subject_id)
-    ids = label_map.names if label_map.ignore is None else label_map.names | {label_map.ignore: "ignore"}
+    ids = dict(label_map.names) | ({} if label_map.ignore is None else {label_map.ignore: "ignore"})
     merged, overlaps = merge_masks(packed, LabelMap(ids))
     for (first, second), count in sorted(overlaps.items()):
         millilitres = count * image.geometry.voxel_volume_ml

@@ -22,7 +22,8 @@ from tfmuscle.records import load_spec
 from tfmuscle.subjects import Subject, read_dataset, read_scans
 from tfmuscle.training.callbacks import read_history
 from tfmuscle.training.schedule import curves
-from tfmuscle.workflows.data import Progress, build_records, plan_spec
+from tfmuscle.workflows.building import Progress, build_records
+from tfmuscle.workflows.data import plan_spec
 
 WRITTEN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 """Formats labels are written in."""

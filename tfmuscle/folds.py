@@ -1,0 +1,42 @@
+"""Who is in which fold: folds are of persons, never of slices, and never of one leg alone.
+
+The order comes from a hash of the id: it depends neither on the order of files, nor on the machine, nor on NumPy's
+version, so that a fold means the same subjects everywhere.
+"""
+
+import hashlib
+from collections.abc import Iterable
+
+from tfmuscle.errors import DataError
+
+TEST = -1
+"""Fold number of subjects held out of every fold."""
+
+
+def assign_folds(subject_ids: Iterable[str], *, folds: int, test: float = 0.0, seed: int = 0) -> dict[str, int]:
+    """Assigns every subject to a fold 0..`folds` - 1, or to `TEST`; sizes differ by one person at most.
+
+    Both legs of a person (`<id>_left` and `<id>_right`, as `tfmuscle prepare` names them) always go together: they are
+    not independent.
+
+    Args:
+        subject_ids: in any order; the result does not depend on it.
+        folds: number of folds.
+        test: persons held out: a share below 1 (rounded, at least one when above 0) or a count.
+        seed: another seed is another assignment.
+
+    >>> assign_folds(["b", "a", "c"], folds=2, test=1) == assign_folds(["c", "b", "a"], folds=2, test=1)
+    True
+    >>> len(set(assign_folds(["a_left", "a_right"], folds=1).values()))
+    1
+    """
+    ids = sorted(set(subject_ids))
+    persons = {key.removesuffix("_left").removesuffix("_right") for key in ids}
+    order = sorted(persons, key=lambda key: hashlib.sha256(f"{seed}/{key}".encode()).digest())
+    if folds < 1 or test < 0 or (test > 1 and test != int(test)):
+        raise ValueError(f"folds is {folds} and test {test}; give a fold at least, and test as a share or a count")
+    held_out = int(test) if test >= 1 else max(round(test * len(order)), int(test > 0))
+    if len(order) - held_out < folds:
+        raise DataError(f"{len(order)} subjects, {held_out} held out, do not fill {folds} folds; use fewer folds")
+    fold_of = {key: TEST if rank < held_out else (rank - held_out) % folds for rank, key in enumerate(order)}
+    return {key: fold_of[key.removesuffix("_left").removesuffix("_right")] for key in ids}

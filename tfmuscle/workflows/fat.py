@@ -1,0 +1,123 @@
+"""Fat fractions of a Dixon scan, and of the structures labelled in it.
+
+The images are read as they are: no bias correction, for the fraction is a ratio in which the coil's field cancels. The
+file holds percent, with 0 where there is no signal, because other programs and our own reader refuse NaN; the means
+leave such voxels out and say how many were measured.
+"""
+
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfmuscle.errors import DataError
+from tfmuscle.files import write_text
+from tfmuscle.io import case_id, read_volume, write_volume
+from tfmuscle.io.label_tables import read_label_table
+from tfmuscle.preprocessing.dixon import fat_fraction as fraction_of
+from tfmuscle.preprocessing.dixon import identify_water_fat
+from tfmuscle.volume import Volume
+
+DOUBTFUL = 0.1
+"""Water and fat told apart with less confidence than this are not called exchanged."""
+
+
+@dataclass(frozen=True)
+class FatFractionResult:
+    """What `fat_fraction` measured.
+
+    Attributes:
+        rows: one a structure, or one for all voxels with signal: structure, volume, measured share, mean, median.
+        warning: that the images seem exchanged; empty otherwise.
+    """
+
+    rows: list[dict[str, Any]]
+    warning: str
+
+
+def fat_fraction(
+    water: str | Path,
+    fat: str | Path,
+    out: str | Path,
+    *,
+    labels: str | Path | None = None,
+    names: str | Path | None = None,
+) -> FatFractionResult:
+    """Writes the fat fraction in percent (0 where there is no signal), and with labels a CSV beside it.
+
+    Args:
+        water: water image.
+        fat: fat image on the same grid.
+        out: `.nii.gz`, `.nii`, `.nrrd` or `.mha`.
+        labels: label image on the same grid.
+        names: table of the labels' names; a `dataset.json` beside the labels serves as well.
+
+    Raises:
+        DataError: a file is missing or broken, or the grids differ.
+    """
+    one, other = read_volume(water), read_volume(fat)
+    try:
+        fraction = fraction_of(one, other)
+    except ValueError as error:
+        raise DataError(f"{fat}: {error}") from error
+    ids = None if labels is None else _labels_on(read_volume(labels), fraction, Path(labels))
+    rows = _fat_rows(fraction, ids, _names(labels, names, ids))
+    write_volume(out, fraction.with_array(np.nan_to_num(fraction.array)))
+    if labels is not None:
+        write_text(Path(out).with_name(f"{case_id(Path(out))}.csv"), _csv(rows))
+    try:
+        told = identify_water_fat(one, other)
+    except ValueError:
+        return FatFractionResult(rows, "")
+    exchanged = told.water == 1 and told.confidence >= DOUBTFUL
+    warning = f"{water} looks like the fat image (confidence {told.confidence:.2f}); are the two exchanged?"
+    return FatFractionResult(rows, warning if exchanged else "")
+
+
+def _labels_on(labels: Volume, image: Volume, path: Path) -> np.ndarray:
+    if not labels.geometry.same_grid(image.geometry):
+        raise DataError(f"{path}: labels are on another grid than the water image; resample them by nearest")
+    if not np.array_equal(labels.array, np.rint(labels.array)) or labels.array.min() < 0:
+        raise DataError(f"{path}: labels must be whole numbers from 0 on; resample them by nearest")
+    return labels.array.astype(np.int64)
+
+
+def _names(labels: str | Path | None, names: str | Path | None, ids: np.ndarray | None) -> dict[int, str]:
+    if labels is None or ids is None:
+        return {}
+    beside = [folder / "dataset.json" for folder in (Path(labels).parent, Path(labels).parent.parent)]
+    table = Path(names) if names else next((path for path in beside if path.is_file()), None)
+    known = dict(read_label_table(table).names) if table else {}
+    return {key: known.get(key, f"label {key}") for key in map(int, np.unique(ids)) if key}
+
+
+def _fat_rows(fraction: Volume, ids: np.ndarray | None, names: Mapping[int, str]) -> list[dict[str, Any]]:
+    """Rows of all voxels with signal, and of every label; a mean is over the voxels with signal."""
+    signal = np.isfinite(fraction.array)
+    chosen: dict[str, np.ndarray] = {"all with signal": signal} if ids is None else {}
+    rows = []
+    for name, mask in (*chosen.items(), *((name, ids == key) for key, name in names.items())):
+        values = fraction.array[mask & signal]
+        count = int(np.count_nonzero(mask))
+        rows.append(
+            {
+                "structure": name,
+                "volume_ml": round(count * fraction.geometry.voxel_volume_ml, 3),
+                "with_signal_percent": round(100 * len(values) / count, 2) if count else 0.0,
+                "fat_fraction_mean": round(float(values.mean(dtype=np.float64)), 3) if len(values) else None,
+                "fat_fraction_median": round(float(np.median(values)), 3) if len(values) else None,
+            }
+        )
+    return rows
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else ["structure"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
