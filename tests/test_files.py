@@ -130,8 +130,14 @@ def test_json_must_be_an_object(tmp_path):
 
 
 def test_what_a_killed_process_left_is_cleared_and_what_a_living_one_writes_stays(tmp_path):
-    dead, alive = tmp_path / ".tmp-999999999-a.txt", tmp_path / f".tmp-{os.getppid()}-a.txt"
-    dead.write_text("half")
-    alive.write_text("being written")
+    with atomic_path(tmp_path / "a.txt") as temporary:
+        pid, host = temporary.name.removeprefix(TEMPORARY_PREFIX).removesuffix("-a.txt").split("-")
+        temporary.write_text("first")
+    assert pid == str(os.getpid())
+    dead, alive = (tmp_path / f".tmp-{number}-{host}-a.txt" for number in (999999999, os.getppid()))
+    elsewhere = tmp_path / ".tmp-999999999-another-a.txt"  # on a shared disk it may be alive there
+    for path in (dead, alive, elsewhere):
+        path.write_text("half")
     write_text(tmp_path / "a.txt", "whole")
-    assert not dead.exists() and alive.exists() and (tmp_path / "a.txt").read_text() == "whole"
+    assert not dead.exists() and alive.exists() and elsewhere.exists()
+    assert (tmp_path / "a.txt").read_text() == "whole"

@@ -281,7 +281,7 @@ def test_only_whole_files_are_left_behind(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # as a disk that fills up
     try:
         for suffix in (".nii", ".nii.gz"):
-            with pytest.raises(DataError, match=f"full{suffix}: the disk is full .* nothing was kept"):
+            with pytest.raises(DataError, match=f"full{suffix}: the disk is full .* this file was not kept"):
                 write_volume(tmp_path / f"full{suffix}", volume)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

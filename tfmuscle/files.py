@@ -12,7 +12,9 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from typing import Any
 from tfmuscle.errors import DataError
 
 TEMPORARY_PREFIX = ".tmp-"
+_HOST = re.sub(r"\W+", "", socket.gethostname())[:40] or "host"
+"""Part of temporary names: on a shared disk a process number means something on its own machine only."""
 _CHUNK_BYTES = 1 << 20
 _NOT_WRITABLE = {
     getattr(errno, name)
@@ -51,7 +55,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         DataError: the disk is full or the folder cannot be written to.
     """
     path = Path(path)
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{_HOST}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear_leftovers(path)
@@ -74,8 +78,8 @@ def _remove(path: Path) -> None:
 
 
 def _clear_leftovers(path: Path) -> None:
-    """Removes what killed processes left of this file; those of living ones stay."""
-    ending = f"-{path.name}"
+    """Removes what killed processes of this machine left of this file; those of living ones stay."""
+    ending = f"-{_HOST}-{path.name}"
     for name in os.listdir(path.parent):  # noqa: PTH208 - glob and iterdir cost much in a folder of thousands of shards
         pid = name.removeprefix(TEMPORARY_PREFIX).partition("-")[0]
         if name.startswith(TEMPORARY_PREFIX) and name.endswith(ending) and pid.isdigit() and not _is_alive(int(pid)):
@@ -95,7 +99,7 @@ def _is_alive(pid: int) -> bool:
 def _explain(error: OSError, path: Path) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return DataError(
-            f"{path}: the disk is full ({error.strerror}); free some space and run again, nothing was kept"
+            f"{path}: the disk is full ({error.strerror}); free some space and run again, this file was not kept"
         )
     if error.errno in _NOT_WRITABLE:
         return DataError(f"{path}: cannot be written ({error.strerror}); choose another output")

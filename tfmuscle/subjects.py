@@ -15,6 +15,7 @@ refused. An image path that stands C times in `Subject.images` is one file with 
 import glob
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +129,7 @@ class Dataset:
         ids = [subject.subject_id for subject in self.subjects]
         if not ids:
             raise ValueError("no scan found; check the folder, file endings and patterns")
-        if twice := sorted({key for key in ids if ids.count(key) > 1}):
+        if twice := sorted(key for key, count in Counter(ids).items() if count > 1):
             raise ValueError(f"subjects {_shorten(twice)} are there twice; give every subject an id of its own")
 
 
