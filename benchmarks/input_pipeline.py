@@ -23,9 +23,11 @@ from pathlib import Path
 CORES = len(os.sched_getaffinity(0))
 PRESETS = ("demo", "slices", "stacks", "volumes", "hippocampus")
 RECIPES = ("none", "light", "full", "nnunet", "mehrabi", "ni", "cheena", "positional")
-COMPARED = ("slices", "volumes")
-"""Presets whose pipeline is measured with every recipe, and on one core."""
+LARGE = "slices of 256 x 256"
+COMPARED = (LARGE, "volumes")
+"""Records whose pipeline is measured with every recipe, and on one core."""
 STEPS_AT_LEAST = 2
+"""Steps together, however long they take: a step of a 3D network takes many seconds without a GPU."""
 
 
 def main() -> None:
@@ -62,12 +64,10 @@ def ask(*, cores: int, **task) -> dict:
 
 
 def report(work: Path, options: argparse.Namespace) -> None:
-    """Prints the three tables."""
+    """Prints the two tables."""
     common = {"work": str(work), "seconds": options.seconds, "scale": options.scale}
     training = [ask(task="training", preset=preset, cores=CORES, **common) for preset in PRESETS]
-    rates = {
-        cores: ask(task="recipes", presets=COMPARED, recipes=RECIPES, cores=cores, **common) for cores in {1, CORES}
-    }
+    rates = {cores: ask(task="recipes", names=COMPARED, recipes=RECIPES, cores=cores, **common) for cores in {1, CORES}}
     print(
         f"Scale {options.scale}, {CORES} cores, load at the end {os.getloadavg()[0]:.1f}, {options.seconds:g} s each.\n"
     )
@@ -82,11 +82,11 @@ def report(work: Path, options: argparse.Namespace) -> None:
         )
         print(f"{told} | {row['waiting']:.1%} |")
     print("\nReading and augmentation alone, by recipe: examples/s (CPU ms an example):\n")
-    columns = [(preset, cores) for preset in COMPARED for cores in sorted(rates)]
-    print("| recipe | " + " | ".join(f"{preset}, {cores} core(s)" for preset, cores in columns) + " |")
+    columns = [(name, cores) for name in COMPARED for cores in sorted(rates)]
+    print("| recipe | " + " | ".join(f"{name}, {cores} core(s)" for name, cores in columns) + " |")
     print("|---" * (len(columns) + 1) + "|")
     for recipe in RECIPES:
-        cells = [rates[cores][preset][recipe] for preset, cores in columns]
+        cells = [rates[cores][name][recipe] for name, cores in columns]
         print(f"| {recipe} | " + " | ".join(f"{rate:.0f} ({used:.1f})" for rate, used in cells) + " |")
 
 
@@ -97,7 +97,7 @@ def measure(*, task: str, **options) -> dict:
 
 
 def build(*, work: str, data: str, scale: str) -> dict:
-    """Makes the records of every preset."""
+    """Makes the records of every preset, and of large slices."""
     from tfmuscle.subjects import read_dataset
     from tfmuscle.workflows.building import build_records
     from tfmuscle.workflows.data import phantom, plan_spec
@@ -108,6 +108,8 @@ def build(*, work: str, data: str, scale: str) -> dict:
         settings = {} if source != made else {"folds": 3, "test": 0}
         spec = plan_spec(read_dataset(source), settings, preset=preset, scale=scale)
         build_records(source, Path(work) / preset, spec, workers=CORES)
+    spec = plan_spec(read_dataset(made), {"folds": 3, "test": 0, "size": (256, 256)}, preset="slices", scale=scale)
+    build_records(made, Path(work) / LARGE, spec, workers=CORES)
     return {}
 
 
@@ -121,7 +123,6 @@ def batches_of(work: str, preset: str, recipe: str | None, scale: str):
     config = plan_training(
         {"epochs": 10_000}, recipe={"augmentation": recipe} if recipe else {}, preset=preset, scale=scale
     )
-    index, spec = read_index(folder), load_spec(folder)
     folds = range(1, spec.folds)
     num_samples = sum(entry["samples"] for entry in index.usable.values() if entry["fold"] in folds)
     return config, spec, training_batches(index.paths(folds), spec, config, steps=epoch_steps(num_samples, config))
@@ -144,21 +145,23 @@ def train(*, work: str, preset: str, seconds: float, scale: str) -> dict:
 
     from tfmuscle import models
     from tfmuscle.losses import get_loss
+    from tfmuscle.training.batches import BATCHES_AHEAD
 
     config, spec, batches = batches_of(work, preset, None, scale)
     pipeline, used = rate_of(batches, seconds)
     model = models.build(config.model, spec.input_shape, spec.num_classes, **config.model_options)
     model.compile(optimizer=keras.optimizers.Adam(1e-3), loss=get_loss(config.recipe.loss))
-    batch = next(iter(batches))
+    iterator = iter(batches)
+    batch = next(iterator)
     model.train_on_batch(*batch)  # traces
     steps, start = 0, time.perf_counter()
-    while steps < STEPS_AT_LEAST or time.perf_counter() - start < 2 * seconds:
+    while not steps or time.perf_counter() - start < 2 * seconds:
         model.train_on_batch(*batch)
         steps += 1
     alone = (time.perf_counter() - start) / steps
-    iterator, waited, steps = iter(batches), 0.0, 0
-    model.train_on_batch(*next(iterator))
-    start = time.perf_counter()
+    for _ in range(BATCHES_AHEAD):  # made while the network was alone
+        next(iterator)
+    waited, steps, start = 0.0, 0, time.perf_counter()
     while steps < STEPS_AT_LEAST or time.perf_counter() - start < 2 * seconds:
         asked = time.perf_counter()
         batch = next(iterator)
@@ -173,11 +176,11 @@ def train(*, work: str, preset: str, seconds: float, scale: str) -> dict:
     }  # fmt: skip
 
 
-def compare(*, work: str, presets: list[str], recipes: list[str], seconds: float, scale: str) -> dict:
+def compare(*, work: str, names: list[str], recipes: list[str], seconds: float, scale: str) -> dict:
     """Measures the pipeline alone with each recipe."""
     return {
-        preset: {recipe: rate_of(batches_of(work, preset, recipe, scale)[2], seconds) for recipe in recipes}
-        for preset in presets
+        name: {recipe: rate_of(batches_of(work, name, recipe, scale)[2], seconds) for recipe in recipes}
+        for name in names
     }
 
 

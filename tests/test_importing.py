@@ -221,7 +221,7 @@ def test_a_rerun_keeps_what_is_done(tmp_path):
 def test_masks_that_are_none(tmp_path):
     subject(tmp_path / "lab", "P1")
     save(tmp_path / "lab" / "P1" / "masks" / "femur_left.nii.gz", box(FEMUR) * np.float32(0.4))
-    with pytest.raises(DataError, match="no whole numbers; threshold"):
+    with pytest.raises(DataError, match="labels must be whole numbers"):
         import_folder(tmp_path / "lab", tmp_path / "out", Layout())
 
 

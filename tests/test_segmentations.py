@@ -56,4 +56,4 @@ def test_every_way_to_go_wrong_is_one_line(scan, tmp_path):
     assert result.exit_code == 1 and result.output.count("\n") == 1
     nib.save(nib.Nifti1Image(np.full((2, 2, 2), 0.5, np.float32), np.eye(4)), folder / "grey.nii.gz")
     result = run("-i", folder / "grey.nii.gz", "-s", series, "-o", folder / "seg.dcm", "--labels", folder / "leg.json")
-    assert result.exit_code == 1 and "no whole numbers" in result.output
+    assert result.exit_code == 1 and "labels must be whole numbers" in result.output

@@ -176,7 +176,7 @@ def test_a_folder_of_subjects_goes_on_after_a_bad_one_and_resumes(tmp_path):
     failed = [line for line in result.stderr.splitlines() if line.startswith("Failed:")]
     assert [line.split(": ")[1] for line in failed] == ["c", "d"]
     assert failed[0].endswith("nothing is labelled; label it or leave it out")
-    assert failed[1].endswith("labels must be whole numbers from 0; give label images, not grey values")
+    assert failed[1].endswith("labels must be whole numbers from 0 on; give a label image, resampled by nearest, no grey values")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.ply")}
     assert sorted(path.relative_to(tmp_path / "out").as_posix() for path in before) == ["a/femur.ply", "b/femur.ply"]
     (tmp_path / "out" / "b" / "femur.ply").unlink()

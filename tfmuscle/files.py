@@ -15,7 +15,7 @@ import platform
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,28 @@ def _explain(error: OSError, path: Path) -> Exception:
     if error.errno in _NOT_WRITABLE:
         return DataError(f"{path}: cannot be written ({error.strerror}); choose another output")
     return error
+
+
+def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path | None]) -> None:
+    """Refuses, before any work, to write over what is read.
+
+    Raises:
+        DataError: an output is one of the inputs, by whatever name.
+    """
+    there = [Path(path) for path in inputs if path is not None and Path(path).exists()]
+    for out in map(Path, outputs):
+        if out.exists() and any(out.samefile(path) for path in there):
+            raise DataError(f"{out}: is an input and would be lost; choose another output")
+
+
+def check_owner(path: Path, made_by: str) -> None:
+    """Refuses to replace a JSON file that the same command did not write.
+
+    Raises:
+        DataError: it holds something else.
+    """
+    if path.exists() and read_json(path).get("made_by") != made_by:
+        raise DataError(f"{path}: holds something else and the names would replace it; choose another output")
 
 
 def write_text(path: str | Path, text: str) -> None:

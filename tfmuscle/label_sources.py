@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from tfmuscle.errors import DataError
-from tfmuscle.io import VOLUME_SUFFIXES, case_id, read_mesh, read_volume
+from tfmuscle.io import VOLUME_SUFFIXES, case_id, read_label_image, read_mesh
 from tfmuscle.io.dicom_labels import label_object_kind, label_object_names, read_segmentation, read_structure_set
 from tfmuscle.io.label_tables import names_of, plain_name
 from tfmuscle.labels import LabelMap
@@ -74,7 +74,7 @@ def structures(path: str | Path, *, table: LabelMap | None = None, prefix: str =
     path = Path(path)
     kind = source_kind(path)
     if kind == "image":
-        named, whole = _names_of_image(path, _read_labels(path).array, table, prefix)
+        named, whole = _names_of_image(path, read_label_image(path).array, table, prefix)
         names, considered = list(named.values()), whole
     elif kind == "surface":
         names = considered = [_name_of_file(path, prefix)]
@@ -128,7 +128,7 @@ def masks(
 def _masks_of_image(
     path: Path, geometry: Geometry, table: LabelMap | None, prefix: str
 ) -> Iterator[tuple[str, np.ndarray, str]]:
-    labels = _read_labels(path)
+    labels = read_label_image(path)
     names, _ = _names_of_image(path, labels.array, table, prefix)
     placed, note = _placed(labels, geometry)
     before = dict(zip(*np.unique(labels.array, return_counts=True), strict=True)) if note else {}
@@ -155,19 +155,6 @@ def _placed(labels: Volume, geometry: Geometry) -> tuple[Volume, str]:
             " exported without its place in the patient?"
         )
     return placed, "on another grid than the scan, placed by its coordinates (nearest voxel)"
-
-
-def _read_labels(path: Path) -> Volume:
-    """Reads a label image; anything but whole, non-negative numbers is no label image."""
-    volume = read_volume(path)
-    array = volume.array
-    if array.dtype.kind == "f":
-        if not (np.isfinite(array).all() and (array == np.rint(array)).all()):
-            raise DataError(f"{path}: holds values that are no whole numbers; threshold it to a mask first")
-        array = array.astype(np.int32)
-    if array.size and array.min() < 0:
-        raise DataError(f"{path}: holds the label {array.min()}; labels are not negative, export it again")
-    return volume.with_array(array)
 
 
 def _names_of_image(

@@ -22,14 +22,15 @@ SPACES = click.Choice(["ras", "lps"])
 @click.option("--space", type=SPACES, help="space of the coordinates [default: what the header says, else ras]")
 @click.option("--series", help="which series of a DICOM folder that holds several")
 @click.option("--allow-open", is_flag=True, help="fill open surfaces by the vote of rays along three axes")
-def voxelise_command(sources: tuple[Path, ...], reference: Path, out: Path, **options: Any) -> None:
+def voxelise_command(sources: tuple[Path, ...], reference: Path, out: Path, series: str | None, **options: Any) -> None:
     """Turn surfaces (PLY, STL) into labels on a scan's grid; a file's name is its structure's."""
     with quiet_start():
         from tfmuscle.workflows.surfaces import voxelise
 
     bar = Bar()
     try:
-        made = checked(voxelise, sources, reference, out, **options, progress=bar)
+        scan = (reference, series) if series else reference
+        made = checked(voxelise, sources, scan, out, **options, progress=bar)
     finally:
         bar.close()
     columns = ("id", "structure", "labels_ml", "surface_ml", "volume_error_percent", "remarks")

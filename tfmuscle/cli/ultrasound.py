@@ -17,7 +17,7 @@ _CALIBRATION = click.option(
 )
 _FRAME = click.option("--frame", default="", help="frame of reference [default: Reference, else Tracker]")
 _NAMES = click.option(
-    "--dataset", type=FILE, help="dataset.json that names the label ids [default: label 1, label 2, ...]"
+    "--dataset", type=FILE, help="dataset.json or label table [default: the one beside the labels, else label 1, ...]"
 )
 
 
@@ -31,7 +31,7 @@ def sweep_frames_command(sweep: Path, out: Path, calibration: Path | None, frame
     with quiet_start():
         from tfmuscle.workflows.ultrasound import sweep_frames
 
-    _print_sweep(sweep_frames(sweep, out, calibration=calibration, frame=frame))
+    _print_sweep(checked(sweep_frames, sweep, out, calibration=calibration, frame=frame))
 
 
 @command(name="compound")
@@ -52,11 +52,12 @@ def compound_command(
 ) -> None:
     """Make a volume from a tracked sweep, or from labels drawn on its frames."""
     with quiet_start():
-        from tfmuscle.workflows.ultrasound import Compounding, compound_sweep, read_label_map
+        from tfmuscle.io.label_tables import read_label_table
+        from tfmuscle.workflows.ultrasound import Compounding, compound_sweep
 
     if dataset and not labels:
         raise click.UsageError("--dataset names labels; give --labels too")
-    drawn = (labels, read_label_map(dataset) if dataset else None) if labels else None
+    drawn = (labels, read_label_table(dataset) if dataset else None) if labels else None
     result = checked(
         compound_sweep, sweep, out, Compounding(**given(how)), calibration=calibration, frame=frame, labels=drawn,
         progress=Bar(),
@@ -84,9 +85,10 @@ def merge_recordings_command(
 ) -> None:
     """Register overlapping recordings of one limb onto the first and merge them with their labels."""
     with quiet_start():
-        from tfmuscle.workflows.ultrasound import merge_recordings, read_label_map
+        from tfmuscle.io.label_tables import read_label_table
+        from tfmuscle.workflows.ultrasound import merge_recordings
 
-    names = read_label_map(dataset) if dataset else None
+    names = read_label_table(dataset) if dataset else None
     result = checked(merge_recordings, images, out, labels=labels, label_map=names, progress=Bar(), **given(how))
     print_table(
         [

@@ -7,6 +7,8 @@ K)`, in the number type of the file; everything that goes in is written whole or
 
 from pathlib import Path
 
+import numpy as np
+
 from tfmuscle.errors import DataError
 from tfmuscle.io.dicom import holds_dicom, is_dicom_file, read_dicom
 from tfmuscle.io.mesh import read_mesh, write_mesh
@@ -16,9 +18,13 @@ from tfmuscle.volume import Volume
 
 __all__ = [
     "VOLUME_SUFFIXES",
+    "WRITTEN_SUFFIXES",
+    "case_files",
     "case_id",
+    "check_suffix",
     "holds_dicom",
     "is_dicom_folder",
+    "read_label_image",
     "read_mesh",
     "read_volume",
     "volume_files",
@@ -28,7 +34,8 @@ __all__ = [
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".tif", ".tiff", ".png")
 _NIFTI_SUFFIXES = (".nii.gz", ".nii")
-_WRITTEN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
+WRITTEN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
+_LARGEST_ID = (1 << 32) - 1
 
 
 def read_volume(path: str | Path, *, channel: int | None = None, series: str | None = None) -> Volume:
@@ -58,6 +65,22 @@ def read_volume(path: str | Path, *, channel: int | None = None, series: str | N
     raise DataError(f"{path}: not a known image; use {', '.join(VOLUME_SUFFIXES)} or a folder of DICOM files")
 
 
+def read_label_image(path: str | Path) -> Volume:
+    """Reads labels `(I, J, K)` as ids in the smallest unsigned type; whole numbers stored as floats are ids too.
+
+    Raises:
+        DataError: as `read_volume`, or a value is no whole number from 0 on.
+    """
+    volume = read_volume(path)
+    array = volume.array
+    is_whole = array.dtype.kind in "bui" or (np.isfinite(array).all() and (array == np.rint(array)).all())
+    if not is_whole or array.min() < 0 or array.max() > _LARGEST_ID:
+        raise DataError(
+            f"{path}: labels must be whole numbers from 0 on; give a label image, resampled by nearest, no grey values"
+        )
+    return volume.with_array(array.astype(np.min_scalar_type(int(array.max())), copy=False))
+
+
 def write_volume(path: str | Path, volume: Volume) -> None:
     """Writes a volume as `.nii.gz`, `.nii`, `.nrrd` or `.mha`, whole or not at all, at its place in space.
 
@@ -65,11 +88,15 @@ def write_volume(path: str | Path, volume: Volume) -> None:
         ValueError: the name ends otherwise.
         DataError: the disk is full or the folder cannot be written to.
     """
-    suffix = _suffix(path)
-    if suffix not in _WRITTEN_SUFFIXES:
-        raise ValueError(f"{path}: volumes are written as {', '.join(_WRITTEN_SUFFIXES)}; choose one of these endings")
-    write = write_nifti if suffix in _NIFTI_SUFFIXES else write_simpleitk
+    check_suffix(path)
+    write = write_nifti if _suffix(path) in _NIFTI_SUFFIXES else write_simpleitk
     write(path, volume)
+
+
+def check_suffix(path: str | Path) -> None:
+    """Raises ValueError for a name that `write_volume` cannot write, so that long work need not start."""
+    if _suffix(path) not in WRITTEN_SUFFIXES:
+        raise ValueError(f"{path}: volumes are written as {', '.join(WRITTEN_SUFFIXES)}; choose one of these endings")
 
 
 def volume_files(folder: str | Path) -> list[Path]:
@@ -83,6 +110,20 @@ def volume_files(folder: str | Path) -> list[Path]:
         raise DataError(f"{folder}: there is no such folder; check the path")
     files = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     return sorted(path for path in files if _suffix(path))
+
+
+def case_files(folder: str | Path) -> dict[str, Path]:
+    """Returns case id -> image file of a folder, sorted by id.
+
+    Raises:
+        DataError: the folder is missing, or two of its files have one name but for their endings.
+    """
+    files: dict[str, Path] = {}
+    for path in volume_files(folder):
+        if (key := case_id(path)) in files:
+            raise DataError(f"{path}: {files[key].name} is {key!r} too; keep one of them")
+        files[key] = path
+    return dict(sorted(files.items()))
 
 
 def case_id(path: str | Path) -> str:

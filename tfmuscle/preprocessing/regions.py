@@ -257,7 +257,7 @@ def one_leg(volume: Volume, midline: Midline, side: str, *, fill: float | None =
         volume: any volume of the patient that `midline` was found in.
         midline: border between the legs.
         side: "left" or "right", the patient's.
-        fill: value of the other side's voxels left in the box; the smallest value of the volume by default.
+        fill: value of the other side's voxels left in the box; the smallest value of each channel by default.
     """
     if side not in SIDES:
         raise ValueError(f"side is {side!r}; choose left or right")
@@ -271,7 +271,7 @@ def one_leg(volume: Volume, midline: Midline, side: str, *, fill: float | None =
     box = volume.cropped(start, stop)
     theirs = ~mine[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
     array = box.array.copy()
-    array[theirs] = volume.array.min() if fill is None else fill
+    array[theirs] = volume.array.min(axis=(0, 1, 2)) if fill is None else fill
     return box.with_array(array)
 
 

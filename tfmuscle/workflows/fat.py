@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from tfmuscle.errors import DataError
-from tfmuscle.files import write_text
-from tfmuscle.io import case_id, read_volume, write_volume
-from tfmuscle.io.label_tables import read_label_table
+from tfmuscle.files import check_outputs, write_text
+from tfmuscle.io import case_id, check_suffix, read_label_image, read_volume, write_volume
+from tfmuscle.io.label_tables import names_of, read_label_table
 from tfmuscle.preprocessing.dixon import fat_fraction as fraction_of
 from tfmuscle.preprocessing.dixon import identify_water_fat
 from tfmuscle.volume import Volume
@@ -54,21 +54,25 @@ def fat_fraction(
         fat: fat image on the same grid.
         out: `.nii.gz`, `.nii`, `.nrrd` or `.mha`.
         labels: label image on the same grid.
-        names: table of the labels' names; a `dataset.json` beside the labels serves as well.
+        names: table of the labels' names; without it the labels' own, see `io.label_tables.names_of`.
 
     Raises:
-        DataError: a file is missing or broken, or the grids differ.
+        ValueError: `out` has another ending.
+        DataError: a file is missing or broken, `out` is one of them, or the grids differ.
     """
+    check_suffix(out)
+    beside = Path(out).with_name(f"{case_id(out)}.csv")
+    check_outputs([out, beside], [water, fat, labels, names])
     one, other = read_volume(water), read_volume(fat)
     try:
         fraction = fraction_of(one, other)
     except ValueError as error:
         raise DataError(f"{fat}: {error}") from error
-    ids = None if labels is None else _labels_on(read_volume(labels), fraction, Path(labels))
+    ids = None if labels is None else _labels_on(Path(labels), fraction)
     rows = _fat_rows(fraction, ids, _names(labels, names, ids))
     write_volume(out, fraction.with_array(np.nan_to_num(fraction.array)))
     if labels is not None:
-        write_text(Path(out).with_name(f"{case_id(Path(out))}.csv"), _csv(rows))
+        write_text(beside, _csv(rows))
     try:
         told = identify_water_fat(one, other)
     except ValueError:
@@ -78,20 +82,18 @@ def fat_fraction(
     return FatFractionResult(rows, warning if exchanged else "")
 
 
-def _labels_on(labels: Volume, image: Volume, path: Path) -> np.ndarray:
+def _labels_on(path: Path, image: Volume) -> np.ndarray:
+    labels = read_label_image(path)
     if not labels.geometry.same_grid(image.geometry):
         raise DataError(f"{path}: labels are on another grid than the water image; resample them by nearest")
-    if not np.array_equal(labels.array, np.rint(labels.array)) or labels.array.min() < 0:
-        raise DataError(f"{path}: labels must be whole numbers from 0 on; resample them by nearest")
-    return labels.array.astype(np.int64)
+    return labels.array
 
 
 def _names(labels: str | Path | None, names: str | Path | None, ids: np.ndarray | None) -> dict[int, str]:
     if labels is None or ids is None:
         return {}
-    beside = [folder / "dataset.json" for folder in (Path(labels).parent, Path(labels).parent.parent)]
-    table = Path(names) if names else next((path for path in beside if path.is_file()), None)
-    known = dict(read_label_table(table).names) if table else {}
+    table = read_label_table(names) if names else names_of(labels)
+    known = table.names if table else {}
     return {key: known.get(key, f"label {key}") for key in map(int, np.unique(ids)) if key}
 
 

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from tfmuscle.errors import DataError
-from tfmuscle.files import write_json
-from tfmuscle.io import case_id, read_volume, volume_files, write_volume
-from tfmuscle.io.label_tables import read_label_table
+from tfmuscle.files import check_owner, write_json
+from tfmuscle.io import case_files, case_id, check_suffix, read_volume, write_volume
+from tfmuscle.io.label_tables import plain_name, read_label_table
 from tfmuscle.labels import LabelMap
 from tfmuscle.preprocessing import merge_masks as merged_masks
 from tfmuscle.volume import Geometry, Volume
+
+_MADE_BY = "tfmuscle merge-masks"
 
 
 class _MaskFiles(Mapping[str, np.ndarray]):
@@ -50,28 +52,43 @@ def merge_masks(folder: str | Path, out: str | Path, *, names: str | Path | None
 
     Args:
         folder: one mask a file.
-        out: label image to write; `<name>.json` beside it holds names and ids.
+        out: label image to write, in another folder; `<name>.json` beside it holds names and ids.
         names: table of names and ids; without it ids are 1, 2, ... in the order of the names.
 
     Raises:
-        DataError: no masks, a mask without an id, masks on different grids, or one that is not binary.
+        ValueError: `out` has another ending.
+        DataError: no masks, two of one name, a mask without an id, masks on different grids, or one that is not binary.
     """
     folder, out = Path(folder), Path(out)
-    files = {case_id(path): path for path in volume_files(folder)}
-    if not files:
-        raise DataError(f"{folder}: holds no mask; one NIfTI, NRRD or MHA file per structure is needed")
-    label_map = read_label_table(names) if names else LabelMap(dict(enumerate(sorted(files), start=1)))
-    geometry = read_volume(files[next(iter(files))]).geometry
-    masks = _MaskFiles(files, geometry)
+    check_suffix(out)
+    beside = out.with_name(f"{case_id(out)}.json")
+    check_owner(beside, _MADE_BY)
+    files = _mask_files(folder)
+    if out.resolve().parent == folder.resolve():
+        raise DataError(f"{out}: lies among the masks and would be taken for one; choose another folder")
+    geometry = read_volume(next(iter(files.values()))).geometry
     try:
-        merged, overlaps = merged_masks(masks, label_map)
+        label_map = read_label_table(names) if names else LabelMap(dict(enumerate(files, start=1)))
+        merged, overlaps = merged_masks(_MaskFiles(files, geometry), label_map)
     except DataError:
         raise
     except ValueError as error:
         raise DataError(f"{folder}: {error}") from error
     volume = Volume(merged, geometry, str(folder))
     write_volume(out, volume)
-    write_json(out.with_name(f"{case_id(out)}.json"), {"labels": label_map.to_dict()})
+    write_json(beside, {"made_by": _MADE_BY, "labels": label_map.to_dict()})
     counts = np.bincount(merged.reshape(-1), minlength=max(label_map.ids) + 1)
     size = volume.geometry.voxel_volume_ml
     return MergeResult(label_map, {name: float(counts[label_map.id_of(name)]) * size for name in files}, overlaps)
+
+
+def _mask_files(folder: Path) -> dict[str, Path]:
+    """Returns structure -> mask file, sorted by name; names are compared as words, as label tables are."""
+    files: dict[str, Path] = {}
+    for key, path in case_files(folder).items():
+        if (name := plain_name(key)) in files:
+            raise DataError(f"{path}: {files[name].name} is {name!r} too; keep one of them")
+        files[name] = path
+    if not files:
+        raise DataError(f"{folder}: holds no mask; one NIfTI, NRRD or MHA file per structure is needed")
+    return dict(sorted(files.items()))

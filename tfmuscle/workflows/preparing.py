@@ -133,13 +133,14 @@ def _plain(options: PrepareOptions) -> dict[str, Any]:
 def _claim(out: Path, description: dict[str, Any]) -> None:
     """Notes what is made where, and refuses to mix it with anything else."""
     path = out / "prepare.json"
-    if path.exists():
-        if read_json(path) != description:
-            raise DataError(f"{path}: other scans or settings were prepared there; name another folder")
-    elif out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if path.exists() and read_json(path) == description:
+        return
+    is_empty = not out.exists() or (out.is_dir() and all(item == path for item in out.iterdir()))
+    if not is_empty and path.exists():
+        raise DataError(f"{path}: other scans or settings were prepared there; name another folder")
+    if not is_empty:
         raise DataError(f"{out}: is not empty and holds nothing prepared; name another folder")
-    else:
-        write_json(path, description)
+    write_json(path, description)
 
 
 def _made_from(subject: Subject) -> list[list[Any]]:
@@ -168,14 +169,13 @@ def _prepare_subject(subject: Subject, dataset: Dataset | None, out: Path, optio
         raise
     except ValueError as error:
         raise DataError(f"{subject.images[0]}: {error}") from error
+    unlabelled = [suffix for suffix, (_, ids) in pieces.items() if ids is not None and not ids.array.any()]
+    if unlabelled:
+        what = subject.subject_id + unlabelled[0]
+        raise DataError(f"{subject.labels}: nothing is labelled in {what}; choose another cut, or leave it out")
     files = []
-    for suffix, (piece, piece_labels) in pieces.items():
-        subject_id = subject.subject_id + suffix
-        if piece_labels is not None and not (piece_labels.array != 0).any():
-            raise DataError(
-                f"{subject.labels}: nothing is labelled in {subject_id}; choose another cut, or leave it out"
-            )
-        files += _write_scan(out, subject_id, piece, piece_labels, is_dataset=dataset is not None)
+    for suffix, (piece, ids) in pieces.items():
+        files += _write_scan(out, subject.subject_id + suffix, piece, ids, is_dataset=dataset is not None)
     picture = out / "pictures" / f"{subject.subject_id}.png"
     figure = draw_cuts(image, {key: one.geometry for key, (one, _) in pieces.items()}, f"{subject.subject_id}: {how}")
     with atomic_path(picture) as temporary:

@@ -7,10 +7,8 @@ over from the series, as DICOM demands: the file belongs where the series belong
 
 from pathlib import Path
 
-import numpy as np
-
 from tfmuscle.errors import DataError
-from tfmuscle.io import read_volume
+from tfmuscle.io import read_label_image
 from tfmuscle.io.dicom_labels import write_segmentation
 from tfmuscle.io.label_tables import names_of, read_label_table
 from tfmuscle.labels import LabelMap
@@ -39,12 +37,7 @@ def write_seg(
     labels, out = Path(labels), Path(out)
     if out.is_dir():
         raise DataError(f"{out}: is a folder; name the file to write, e.g. {out / 'labels.dcm'}")
-    volume = read_volume(labels)
-    array = volume.array
-    if array.dtype.kind == "f":
-        if not np.array_equal(array, np.rint(array)):
-            raise DataError(f"{labels}: holds values that are no whole numbers; give labels, not an image")
-        volume = volume.with_array(array.astype(np.int32))
+    volume = read_label_image(labels)
     label_map = read_label_table(names) if names is not None else names_of(labels)
     if label_map is None:
         raise DataError(f"{labels}: no names beside it; give a dataset.json or a run's spec.json with --labels")

@@ -23,8 +23,17 @@ from typing import Any
 import numpy as np
 
 from tfmuscle.errors import DataError
-from tfmuscle.files import provenance, read_json, sha256, write_json, write_text
-from tfmuscle.io import case_id, read_mesh, read_volume, volume_files, write_mesh, write_volume
+from tfmuscle.files import check_owner, provenance, read_json, sha256, write_json, write_text
+from tfmuscle.io import (
+    WRITTEN_SUFFIXES,
+    case_files,
+    case_id,
+    read_label_image,
+    read_mesh,
+    read_volume,
+    write_mesh,
+    write_volume,
+)
 from tfmuscle.io.label_tables import names_of, plain_name, read_label_table
 from tfmuscle.labels import LabelMap
 from tfmuscle.surfaces import SMOOTHING, SurfaceCheck, check_surface, surface
@@ -33,8 +42,6 @@ from tfmuscle.volume import Geometry, Mesh, Volume
 
 Progress = Callable[[int, int, str], None]
 MESH_SUFFIXES = (".ply", ".stl")
-LABEL_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
-"""Formats labels are written in."""
 SPACES = ("ras", "lps")
 _MADE_BY = "tfmuscle voxelise"
 _RESERVED = ("background", "ignore")
@@ -74,12 +81,11 @@ class SurfaceResult:
 
 def voxelise(
     sources: str | Path | Sequence[str | Path],
-    reference: str | Path,
+    reference: str | Path | tuple[str | Path, str],
     out: str | Path,
     *,
     names: str | Path | None = None,
     space: str | None = None,
-    series: str | None = None,
     allow_open: bool = False,
     progress: Progress | None = None,
 ) -> Voxelised:
@@ -87,11 +93,10 @@ def voxelise(
 
     Args:
         sources: PLY or STL files, or folders of them; a file's name is its structure's name.
-        reference: the scan, any image or a DICOM folder.
+        reference: the scan, any image or a DICOM folder; with the name of a series where a folder holds several.
         out: the label file to write.
         names: a `dataset.json` or another label table with the ids; without it they are 1, 2, ... in order of names.
         space: "ras" or "lps" when the headers are silent or wrong.
-        series: which series of a DICOM folder that holds several.
         allow_open: fill open surfaces too, see `tfmuscle.surfaces.voxelise`.
         progress: called with (surfaces done, surfaces in all, structure).
 
@@ -100,10 +105,11 @@ def voxelise(
         DataError: a surface cannot be used; every one of them is named and nothing is written.
     """
     out = Path(out)
-    beside = _claimed(out, reference)
+    scan, series = reference if isinstance(reference, tuple) else (reference, None)
+    beside = _claimed(out, scan)
     files = _structure_files([sources] if isinstance(sources, str | Path) else sources)
     label_map = _label_map(files, names)
-    grid = read_volume(reference, channel=0, series=series).geometry
+    grid = read_volume(scan, channel=0, series=series).geometry
     labels = np.zeros(grid.shape, dtype=np.min_scalar_type(max(label_map.ids)))
     taken, twice = np.zeros(grid.shape, dtype=bool), np.zeros(grid.shape, dtype=bool)
     rows: list[dict[str, Any]] = []
@@ -142,13 +148,12 @@ def _description(made: Voxelised) -> dict[str, Any]:
 
 def _claimed(out: Path, reference: str | Path) -> Path:
     """Returns the JSON beside the labels, after checking that neither file replaces something else."""
-    if not out.name.lower().endswith(LABEL_SUFFIXES):
-        raise ValueError(f"{out}: labels are written as {', '.join(LABEL_SUFFIXES)}; choose one of these endings")
+    if not out.name.lower().endswith(WRITTEN_SUFFIXES):
+        raise ValueError(f"{out}: labels are written as {', '.join(WRITTEN_SUFFIXES)}; choose one of these endings")
     beside = out.with_name(case_id(out) + ".json")
     if out.exists() and out.resolve() == Path(reference).resolve():
         raise DataError(f"{out}: is the scan itself; choose another output")
-    if beside.exists() and read_json(beside).get("made_by") != _MADE_BY:
-        raise DataError(f"{beside}: holds something else and the names would replace it; choose another output")
+    check_owner(beside, _MADE_BY)
     return beside
 
 
@@ -259,14 +264,13 @@ def surfaces(
         wanted = f"{' or '.join(MESH_SUFFIXES)}, {' or '.join(SPACES)}, and 0 or more"
         raise ValueError(f"suffix, space and smoothing are {suffix!r}, {space!r}, {smoothing!r}; use {wanted}")
     table = None if names is None else read_label_table(names)
-    files = volume_files(source) if source.is_dir() else [source]
+    files = case_files(source) if source.is_dir() else {case_id(source): source}
     if not files:
         raise DataError(f"{source}: no label file; use images of whole numbers")
     settings = {"suffix": suffix, "space": space, "smoothing": smoothing}
     rows: list[dict[str, Any]] = []
     failures: dict[str, str] = {}
-    for path in files:
-        subject = case_id(path)
+    for subject, path in files.items():
         try:
             folder = out / subject if source.is_dir() else out
             rows += [{"subject": subject} | row for row in _subject_surfaces(path, folder, table, settings, progress)]
@@ -281,7 +285,7 @@ def _subject_surfaces(
     path: Path, folder: Path, table: LabelMap | None, settings: dict[str, Any], progress: Progress | None
 ) -> list[dict[str, Any]]:
     """Makes one subject's surfaces unless they are there; `surfaces.json` comes last and says of what they are made."""
-    labels = _whole_numbers(path)
+    labels = read_label_image(path)
     label_map = table or names_of(path) or LabelMap({})
     made_of = {"labels_sha256": sha256(path), "settings": settings, "labels": label_map.to_dict()}
     note = folder / "surfaces.json"
@@ -325,14 +329,6 @@ def _measured_surface(labels: Volume, key: int, file: Path, settings: dict[str, 
         "volume_error_percent": 100 * (mesh.volume_ml / volume - 1),
         "dice": 2 * int((again & box).sum()) / (int(again.sum()) + voxels),
     }
-
-
-def _whole_numbers(path: Path) -> Volume:
-    volume = read_volume(path)
-    array = volume.array
-    if not np.isfinite(array).all() or (array != np.rint(array)).any() or array.min() < 0:
-        raise DataError(f"{path}: labels must be whole numbers from 0; give label images, not grey values")
-    return volume.with_array(array.astype(np.min_scalar_type(int(array.max())), copy=False))
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:

@@ -22,8 +22,9 @@ from matplotlib.figure import Figure
 from tfmuscle import registration
 from tfmuscle.compounding import COMBINATIONS, METHODS, compound, compound_labels, sweep_geometry
 from tfmuscle.errors import DataError
-from tfmuscle.files import atomic_path, read_json, write_json
-from tfmuscle.io import case_id, read_volume, write_volume
+from tfmuscle.files import atomic_path, check_outputs, check_owner, write_json
+from tfmuscle.io import case_id, check_suffix, read_label_image, read_volume, write_volume
+from tfmuscle.io.label_tables import names_of
 from tfmuscle.io.tracked import describe_sweep, read_calibration, read_sweep
 from tfmuscle.labels import LabelMap
 from tfmuscle.report import figure_png
@@ -32,6 +33,7 @@ from tfmuscle.volume import Geometry, Sweep, Volume
 
 Progress = Callable[[int, int, str], None]
 DEFAULT_SPACING_MM = 1.0
+_MADE_BY = "tfmuscle compound"
 
 
 @dataclass(frozen=True)
@@ -92,13 +94,15 @@ def sweep_frames(
         frame: frame of reference.
 
     Raises:
-        DataError: the sweep cannot be read or the output not be written.
+        ValueError: `out` has another ending.
+        DataError: the sweep cannot be read, or the output not be written or is the sweep itself.
     """
+    _check_output(out, sweep, calibration)
     read = read_sweep(sweep, calibration=calibration, frame=frame)
     rows, columns = (float(np.linalg.norm(read.poses[0, :3, axis])) for axis in (0, 1))
     affine = np.diag([columns, rows, frame_distance(read) or 1.0, 1.0])
     image = Volume(read.frames.transpose(2, 1, 0), Geometry(read.frames.shape[::-1], affine), str(sweep))
-    _write(out, image)
+    write_volume(out, image)
     return _result(Path(out), read, image, _draw(out, image))
 
 
@@ -116,11 +120,12 @@ def compound_sweep(
 
     Args:
         sweep: a tracked sequence.
-        out: image file to write; a picture goes beside it.
+        out: image file to write; a picture goes beside it, and for labels a JSON of names and ids.
         settings: how.
         calibration: XML file with ImageToProbe.
         frame: frame of reference.
-        labels: file with ids for the image that `sweep_frames` wrote, and what they mean (None: ids stand for names).
+        labels: file with ids for the image that `sweep_frames` wrote, and what they mean (None: what stands beside the
+            file, see `io.label_tables.names_of`, else ids stand for names).
         progress: called with (frames or votes done, in all, "").
 
     Raises:
@@ -128,20 +133,24 @@ def compound_sweep(
         ValueError: settings that make no volume.
     """
     settings = settings or Compounding()
+    _check_output(out, sweep, calibration, labels[0] if labels else None)
     proposed = read_calibration(calibration).spacing if calibration else None
     read = read_sweep(sweep, calibration=calibration, frame=frame)
-    grid = sweep_geometry(read, settings.spacing or proposed or DEFAULT_SPACING_MM)
+    grid = sweep_geometry(read, settings.spacing if settings.spacing is not None else proposed or DEFAULT_SPACING_MM)
     bridge = 2 * frame_distance(read) if settings.bridge_mm is None else settings.bridge_mm
     if labels is None:
         made = compound(
             read, grid, method=settings.method, combine=settings.combine, bridge_mm=bridge, progress=progress
         )
-        _write(out, made.image)
+        write_volume(out, made.image)
         return _result(Path(out), read, made.image, _draw(out, made.image), bridge_mm=bridge, seen=made.seen.mean())
+    beside = Path(out).with_name(f"{case_id(out)}.json")
+    check_owner(beside, _MADE_BY)
     ids, label_map = _frame_labels(labels[0], read, labels[1])
     ignore = int(label_map.ignore or 0)
     found = compound_labels(read, ids, grid, ignore=ignore, method=settings.method, bridge_mm=bridge, progress=progress)
-    _write(out, found)
+    write_volume(out, found)
+    write_json(beside, {"made_by": _MADE_BY, "labels": label_map.to_dict()})
     return _result(
         Path(out), read, found, _draw(out, None, found, label_map), bridge_mm=bridge, ignore=ignore,
         seen=(found.array != ignore).mean(), volumes_ml=label_volumes(found, label_map),
@@ -183,7 +192,7 @@ def merge_recordings(
         images: two or more recordings.
         out: folder to write.
         labels: ids of each, in the same order.
-        label_map: what they mean (None: ids stand for names).
+        label_map: what they mean (None: what stands beside the labels, else ids stand for names).
         metric: one of `registration.METRICS`.
         least_correlation: recordings less alike than this after registration are left out.
         progress: called with (recordings done, recordings in all, recording).
@@ -194,6 +203,8 @@ def merge_recordings(
     """
     if len(images) < 2 or len(labels) not in (0, len(images)):
         raise ValueError(f"{len(images)} recordings and {len(labels)} labels; give two or more, with labels for all")
+    written = ("merged.nii.gz", "merged_labels.nii.gz", "merged_labels.json", "merged.png", "merge.json")
+    check_outputs([Path(out) / name for name in written], [*images, *labels])
     kept: list[tuple[Volume, Volume | None, registration.Match]] = []
     matches, failures = {}, {}
     for number, image in enumerate(images):
@@ -211,7 +222,7 @@ def merge_recordings(
     if len(kept) < 2:
         raise DataError(f"{images[0]}: no other recording lies on it; the first: {next(iter(failures.values()))}")
     found = [label for _, label, _ in kept if label is not None]
-    names = _named(label_map, [label.array for label in found], needs_ignore=True)
+    names = _named(label_map or _names_beside(labels), [label.array for label in found])
     merged = registration.merge_recordings(
         [volume for volume, _, _ in kept], [match for _, _, match in kept], labels=found, ignore=int(names.ignore or 0)
     )
@@ -228,20 +239,6 @@ def label_volumes(labels: Volume, label_map: LabelMap) -> dict[str, float]:
     }
 
 
-def read_label_map(path: str | Path) -> LabelMap:
-    """Reads the labels of a `dataset.json`.
-
-    Raises:
-        DataError: the file is missing or has no usable labels.
-    """
-    try:
-        return LabelMap.from_dict(read_json(path)["labels"])
-    except (KeyError, AttributeError, TypeError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: no usable labels ({error}); an object with name -> id is needed") from error
-
-
 def frame_distance(sweep: Sweep) -> float:
     """Returns the median distance between the centres of neighbouring frames, in mm; 0 for a single frame."""
     rows, columns = sweep.frames.shape[1:]
@@ -256,9 +253,9 @@ def _recording(image: str | Path, labels: str | Path | None) -> tuple[Volume, Vo
         raise DataError(f"{image}: holds nothing but 0; leave it out")
     if labels is None:
         return volume, None
-    label = read_volume(labels)
-    if not label.geometry.same_grid(volume.geometry) or not np.issubdtype(label.array.dtype, np.integer):
-        raise DataError(f"{labels}: no integer ids on the grid of {image}; give the labels of this recording")
+    label = read_label_image(labels)
+    if not label.geometry.same_grid(volume.geometry):
+        raise DataError(f"{labels}: not on the grid of {image}; give the labels of this recording")
     return volume, label
 
 
@@ -275,28 +272,26 @@ def _match(volume: Volume, first: Volume | None, metric: str, least_correlation:
 
 
 def _frame_labels(path: str | Path, sweep: Sweep, label_map: LabelMap | None) -> tuple[np.ndarray, LabelMap]:
-    labels = read_volume(path)
-    if labels.array.shape != sweep.frames.shape[::-1] or not np.issubdtype(labels.array.dtype, np.integer):
+    labels = read_label_image(path)
+    if labels.array.shape != sweep.frames.shape[::-1]:
         raise DataError(
-            f"{path}: {labels.array.dtype} {labels.array.shape}, integer ids {sweep.frames.shape[::-1]} (columns, "
-            "rows, valid frames) are needed; label the image that sweep-frames wrote with the same calibration"
+            f"{path}: {labels.array.shape} ids, {sweep.frames.shape[::-1]} (columns, rows, valid frames) are needed; "
+            "label the image that sweep-frames wrote with the same calibration"
         )
-    return labels.array.transpose(2, 1, 0), _named(label_map, [labels.array], path, needs_ignore=True)
+    return labels.array.transpose(2, 1, 0), _named(label_map or names_of(path), [labels.array], path)
 
 
-def _named(
-    label_map: LabelMap | None, arrays: Sequence[np.ndarray], path: str | Path = "labels", *, needs_ignore: bool
-) -> LabelMap:
+def _named(label_map: LabelMap | None, arrays: Sequence[np.ndarray], path: str | Path = "labels") -> LabelMap:
     """Returns a map that names all ids and has an ignore id: the given one, else the first free one."""
     present = sorted({int(key) for array in arrays for key in np.unique(array)})
     names = label_map.names if label_map else {key: f"label {key}" for key in present if key > 0}
     ignore = label_map.ignore if label_map and label_map.ignore is not None else max([0, *present, *names]) + 1
     try:
-        named = LabelMap(names, ignore=ignore if needs_ignore else None)
+        named = LabelMap(names, ignore=ignore)
         unknown = [key for key in present if key not in named.ids and key != ignore]
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
-    if unknown or min([0, *present]) < 0:
+    if unknown:
         raise DataError(f"{path}: ids {unknown} are not in the label map {list(named.ids)}; give the right one")
     return named
 
@@ -307,13 +302,19 @@ def _result(path: Path, sweep: Sweep, volume: Volume, picture: Path, **about: An
     return SweepResult(path, picture, len(sweep.frames), dropped, volume.geometry.shape, volume.spacing, **about)
 
 
-def _write(path: str | Path, volume: Volume) -> None:
-    try:
-        write_volume(path, volume)
-    except DataError:
-        raise
-    except ValueError as error:
-        raise DataError(str(error)) from error
+def _check_output(out: str | Path, *inputs: str | Path | None) -> None:
+    """Refuses, before the work, a name that cannot be written or is one of the inputs."""
+    check_suffix(out)
+    check_outputs([out, Path(out).with_name(f"{case_id(out)}.png")], inputs)
+
+
+def _names_beside(labels: Sequence[str | Path]) -> LabelMap | None:
+    """Returns what stands beside the labels of recordings; ids have one meaning in all of them."""
+    found = [names_of(path) for path in labels]
+    for path, label_map in zip(labels, found, strict=True):
+        if label_map != found[0]:
+            raise DataError(f"{path}: other names stand beside it than beside {labels[0]}; give one table for all")
+    return found[0] if found else None
 
 
 def _as_json(matches: Mapping[str, registration.Match]) -> dict[str, Any]:
@@ -333,6 +334,7 @@ def _write_merged(out: Path, merged: registration.Merged, names: LabelMap, about
     if merged.labels is not None:
         write_volume(out / "merged_labels.nii.gz", merged.labels)
         about["labels"] = names.to_dict()
+        write_json(out / "merged_labels.json", {"labels": names.to_dict()})
     write_json(out / "merge.json", about)
     _draw(out / "merged.nii.gz", merged.image, merged.labels, names)
 
