@@ -113,16 +113,15 @@ def build(*, work: str, data: str, scale: str) -> dict:
     return {}
 
 
-def batches_of(work: str, preset: str, recipe: str | None, scale: str):
-    """Returns the settings, the spec and the batches of a preset, as `fit` makes them."""
+def batches_of(work: str, name: str, recipe: str | None, scale: str):
+    """Returns the settings, the spec and the batches of some records, as `fit` makes them."""
     from tfmuscle.records import load_spec, read_index
     from tfmuscle.training.batches import epoch_steps, training_batches
     from tfmuscle.workflows.learning import plan_training
 
-    folder = Path(work) / preset
-    config = plan_training(
-        {"epochs": 10_000}, recipe={"augmentation": recipe} if recipe else {}, preset=preset, scale=scale
-    )
+    folder, chosen = Path(work) / name, {"augmentation": recipe} if recipe else {}
+    index, spec = read_index(folder), load_spec(folder)
+    config = plan_training({"epochs": 10_000}, recipe=chosen, preset=spec.preset, scale=scale)
     folds = range(1, spec.folds)
     num_samples = sum(entry["samples"] for entry in index.usable.values() if entry["fold"] in folds)
     return config, spec, training_batches(index.paths(folds), spec, config, steps=epoch_steps(num_samples, config))

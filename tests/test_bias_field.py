@@ -55,7 +55,7 @@ def test_the_field_is_found_at_full_resolution():
 
 
 def test_channels_have_fields_of_their_own():
-    clean, tissue = limb()
+    clean, tissue = limb((48, 40, 24))
     seen = clean.with_array(clean.array * smooth_field(clean.array.shape))
     both = correct_bias_field(clean.with_array(np.stack([seen.array, clean.array], axis=-1)))
     for channel, alone in enumerate((seen, clean)):
@@ -88,7 +88,7 @@ def test_constant_images_stay(value):
 
 
 def test_preprocessing_corrects_when_the_spec_says_so():
-    clean, tissue = limb()
+    clean, tissue = limb((48, 40, 24))
     seen = clean.with_array(clean.array * smooth_field(clean.array.shape))
     spec = {"label_map": LabelMap({1: "muscle"}), "orientation": "RAS", "normalisation": "none"}
     plain, _ = preprocess(seen, None, DataSpec(**spec))

@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 
 from tfmuscle.errors import DataError
-from tfmuscle.files import TEMPORARY_PREFIX, atomic_path, read_json, sha256, write_json, write_text
+from tfmuscle.files import (
+    TEMPORARY_PREFIX,
+    atomic_path,
+    check_outputs,
+    check_owner,
+    read_json,
+    sha256,
+    write_json,
+    write_text,
+)
 
 
 def names(folder):
@@ -141,3 +150,20 @@ def test_what_a_killed_process_left_is_cleared_and_what_a_living_one_writes_stay
     write_text(tmp_path / "a.txt", "whole")
     assert not dead.exists() and alive.exists() and elsewhere.exists()
     assert (tmp_path / "a.txt").read_text() == "whole"
+
+
+def test_an_input_is_never_an_output(tmp_path):
+    (tmp_path / "scan").write_text("precious")
+    (tmp_path / "link").symlink_to(tmp_path / "scan")
+    check_outputs([tmp_path / "new", tmp_path / "scan"], [tmp_path / "new", None, tmp_path])
+    for name in ("scan", "link", "../" + tmp_path.name + "/scan"):
+        with pytest.raises(DataError, match="is an input and would be lost"):
+            check_outputs([tmp_path / "new", tmp_path / name], [tmp_path / "none", tmp_path / "scan"])
+
+
+def test_only_its_own_json_is_replaced(tmp_path):
+    check_owner(tmp_path / "a.json", "tfmuscle x")
+    write_json(tmp_path / "a.json", {"made_by": "tfmuscle x"})
+    check_owner(tmp_path / "a.json", "tfmuscle x")
+    with pytest.raises(DataError, match="holds something else and the names would replace it"):
+        check_owner(tmp_path / "a.json", "tfmuscle y")

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from tfmuscle.errors import DataError
+from tfmuscle.io import case_files, read_label_image, write_volume
 from tfmuscle.io.label_tables import embedded_label_map, plain_name, read_label_table
+from tfmuscle.volume import Geometry, Volume
 
 SNAP = """# ITK-SnAP Label Description File
     0     0    0    0        0  0  0    "Clear Label"
@@ -91,3 +93,28 @@ def test_real_tables(data_dir):
     assert knee.names[12] == "vastus_lateralis_muscle"
     pelvis = embedded_label_map(data_dir / "pelvis_ct" / "labels_model_output.nii.gz")
     assert pelvis.names[2] == "kidney_right"
+
+
+@pytest.mark.parametrize(("values", "kind"), [([0.0, 3.0], np.uint8), ([0, 300], np.uint16), ([1, 3e9], np.uint32)])
+def test_whole_numbers_are_ids_however_they_are_stored(values, kind, tmp_path):
+    array = np.array(values, np.float64).reshape(1, 1, 2)
+    write_volume(tmp_path / "l.nii.gz", Volume(array, Geometry((1, 1, 2), np.eye(4))))
+    read = read_label_image(tmp_path / "l.nii.gz").array
+    assert read.dtype == kind and read.ravel().tolist() == values
+
+
+@pytest.mark.parametrize("value", [0.5, -1.0, np.nan, np.inf, 1e30])
+def test_grey_values_are_no_labels(value, tmp_path):
+    array = np.array([0, value], np.float64).reshape(1, 1, 2)
+    write_volume(tmp_path / "l.nii.gz", Volume(array, Geometry((1, 1, 2), np.eye(4))))
+    with pytest.raises(DataError, match=r"l.nii.gz: labels must be whole numbers from 0 on"):
+        read_label_image(tmp_path / "l.nii.gz")
+
+
+def test_two_files_of_one_name_are_refused(tmp_path):
+    for name in ("b.nii.gz", "a.nrrd"):
+        (tmp_path / name).touch()
+    assert list(case_files(tmp_path)) == ["a", "b"]
+    (tmp_path / "b.mha").touch()
+    with pytest.raises(DataError, match=r"b.nii.gz: b.mha is 'b' too; keep one of them"):
+        case_files(tmp_path)

@@ -138,6 +138,9 @@ def test_missing_folders_and_tables(tmp_path):
         pair_up(tmp_path, Layout(table=tmp_path / "none.csv"))
     with pytest.raises(DataError, match="no scan found"):
         pair_up(tmp_path, Layout())
+    (tmp_path / "a.nii.gz").write_bytes(b"")
+    with pytest.raises(DataError, match="nothing fits the masks' pattern 'x/{id}.nii.gz'"):
+        pair_up(tmp_path, Layout(scans=("{id}.nii.gz",), masks=("x/{id}.nii.gz",)))
     with pytest.raises(DataError, match="leaves the folder"):
         pair_up(tmp_path, Layout(scans=("../{id}.nii.gz",)))
 
@@ -154,3 +157,14 @@ def test_layouts_that_contradict_themselves():
 def test_series_by_name_or_glob():
     names = ["5-t1", "7-dixon-water", "7-dixon-fat"]
     assert matching(names, "5-t1") == ["5-t1"] and matching(names, "*DIXON*") == names[1:] and not matching(names, "t1")
+
+
+def test_links_and_earlier_imports(tmp_path):
+    for name in ("a/scan.nii.gz", "dataset/imagesTr/a_0000.nii.gz", "dataset/import.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "a" / "up").symlink_to("..")
+    (tmp_path / "gone").symlink_to("nowhere")
+    found = pair_up(tmp_path, Layout())
+    assert [one.subject_id for one in found.pairs] == ["a"]
+    assert list(found.failures) == ["gone"] and "a link to nothing" in found.failures["gone"]

@@ -8,6 +8,7 @@ from tfmuscle.io import read_volume
 from tfmuscle.labels import LabelMap
 from tfmuscle.phantom import make_phantom
 from tfmuscle.preprocessing import (
+    Midline,
     below_hip,
     find_midline,
     hip_start,
@@ -20,6 +21,8 @@ from tfmuscle.preprocessing.grid import resample_image, resample_labels
 from tfmuscle.volume import Geometry, Volume
 
 SEEDS = range(200, 203)
+ROTATED = np.array([[1.0, 1.0, 0.0, -3.0], [-1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+"""Turned by 45 degrees, so that a box around one side holds some of the other."""
 ORIENTATIONS = ("RAS", "LPS", "SPL", "IAR", "AIL")
 
 
@@ -50,7 +53,7 @@ def legs():
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_hip_start_of_two_legs(seed):
-    phantom = make_phantom("lower-limb", seed=seed)
+    phantom = make_phantom("lower-limb", seed=seed, scale=2)
     found = hip_start(phantom.image)
     assert found.index is not None and found.confidence > 0.3 and "legs join" in found.reason
     height = phantom.image.geometry.world((0, 0, found.index))[2]
@@ -175,7 +178,7 @@ def side_shares(side, labels, label_map):
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("kind", ["lower-limb", "thigh"])
 def test_sides_are_never_exchanged(kind, seed):
-    phantom = make_phantom(kind, seed=seed, scale=2.5)
+    phantom = make_phantom(kind, seed=seed, scale=4)
     flip = ORIENTATIONS[seed % len(ORIENTATIONS)]
     for image, labels in (
         (phantom.image.reoriented(flip), phantom.labels.reoriented(flip)),
@@ -195,6 +198,22 @@ def test_separate_legs_cuts_the_image_and_blanks_the_other_leg(legs):
         assert leg.geometry.orientation == "RAS" and leg.geometry.shape[0] < 0.6 * legs.image.geometry.shape[0]
         bright = np.argwhere(leg.array > 0.3 * leg.array.max())
         assert sign * np.median(leg.geometry.world(bright)[:, 0]) > 50
+
+
+def test_the_other_leg_is_blanked_by_each_channels_least_value():
+    midline, grid = Midline(np.zeros(1), np.zeros(1)), Geometry((4, 4, 4), ROTATED)
+    array = np.random.default_rng(0).uniform(10, 20, (4, 4, 4, 2)) * (1, -1)
+    leg = one_leg(Volume(array, grid), midline, "left")
+    theirs = leg.geometry.world(np.moveaxis(np.indices(leg.geometry.shape), 0, -1))[..., 0] >= 0
+    assert theirs.any()
+    for channel in range(2):
+        assert (leg.array[theirs, channel] == array[..., channel].min()).all()
+
+
+def test_a_header_with_a_wrong_voxel_size_asks_for_no_terabytes():
+    volume = Volume(np.ones((20, 20, 20)), Geometry((20, 20, 20), np.diag([2e5, 2e5, 2e5, 1])))
+    with pytest.raises(ValueError, match="the scan is 4,000 m long; check the voxel size"):
+        hip_start(volume)
 
 
 def test_touching_thighs_are_two_legs():

@@ -54,6 +54,12 @@ def test_every_way_to_go_wrong_is_one_line(scan, tmp_path):
     assert result.exit_code == 1 and "is a folder" in result.output
     result = run("-i", labels, "-s", folder / "none", "-o", folder / "seg.dcm")
     assert result.exit_code == 1 and result.output.count("\n") == 1
+    source = sorted(series.iterdir())[0]
+    before = source.read_bytes()
+    for name in (source, labels, folder / "leg.json"):
+        result = run("-i", labels, "-s", series, "-o", name, "--labels", folder / "leg.json")
+        assert result.exit_code == 1 and "is an input and would be lost" in result.output
+    assert source.read_bytes() == before
     nib.save(nib.Nifti1Image(np.full((2, 2, 2), 0.5, np.float32), np.eye(4)), folder / "grey.nii.gz")
     result = run("-i", folder / "grey.nii.gz", "-s", series, "-o", folder / "seg.dcm", "--labels", folder / "leg.json")
     assert result.exit_code == 1 and "labels must be whole numbers" in result.output

@@ -29,7 +29,7 @@ def legs(tmp_path_factory):
     """Two lower limbs with labels, one of them stored upside down."""
     folder = tmp_path_factory.mktemp("legs") / "dataset"
     for number, orientation in enumerate(("RAS", "LPI")):
-        made = make_phantom("lower-limb", seed=300 + number, scale=2.5)
+        made = make_phantom("lower-limb", seed=300 + number, scale=4)
         write_volume(folder / f"imagesTr/leg{number}_0000.nii.gz", made.image.reoriented(orientation))
         write_volume(folder / f"labelsTr/leg{number}.nii.gz", made.labels.reoriented(orientation))
     about = {"channel_names": {"0": "T1"}, "labels": made.label_map.to_dict(), "licence": "CC0-1.0"}
@@ -116,6 +116,12 @@ def test_a_part_without_labels_is_no_subject(legs, tmp_path):
     (data / "dataset.json").write_text(json.dumps(about), encoding="utf-8")
     with pytest.raises(DataError, match="none of 1 subjects could be prepared; .*nothing is labelled in t;"):
         prepare(data, tmp_path / "out", PrepareOptions(part="abdomen"))
+    right = [key for key, name in made.label_map.names.items() if LabelMap.side(name) == "right"]
+    only_left = np.where(np.isin(made.labels.array, right), 0, made.labels.array)
+    write_volume(data / "labelsTr/t.nii.gz", made.labels.with_array(only_left))
+    with pytest.raises(DataError, match="nothing is labelled in t_right;"):  # the folder holds nothing yet: it is free
+        prepare(data, tmp_path / "out", PrepareOptions(side="both-separately"))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["prepare.json"]  # no left leg of a failed subject
 
 
 @pytest.mark.parametrize(
@@ -190,6 +196,14 @@ def test_fat_fraction_refuses(dixon):
     half = read_volume(dixon / "labels.nii.gz")
     write_volume(dixon / "half.nii.gz", half.with_array(half.array * np.float32(0.5)))
     water, fat, out = dixon / "water.nii.gz", dixon / "fat.nii.gz", dixon / "o.nii.gz"
+    write_volume(dixon / "nan.nii.gz", half.with_array(np.full(half.array.shape, np.nan, np.float32)))
+    with pytest.raises(DataError, match=r"nan.nii.gz: holds NaN"):
+        fat_fraction(dixon / "nan.nii.gz", fat, out)
+    for inputs in ({"labels": dixon / "labels.nii.gz"}, {}):
+        with pytest.raises(DataError, match="is an input and would be lost"):
+            fat_fraction(water, fat, inputs.get("labels", water), **inputs)
+    with pytest.raises(ValueError, match="volumes are written as"):
+        fat_fraction(water, fat, dixon / "o.txt")
     with pytest.raises(DataError, match="small.nii.gz: .*different grids"):
         fat_fraction(water, dixon / "small.nii.gz", out)
     with pytest.raises(DataError, match="labels are on another grid"):
@@ -227,3 +241,30 @@ def test_merge_masks_refuses(tmp_path):
     write_volume(folder / "b.nii.gz", Volume(np.full((2, 2, 2), 3, np.uint8), Geometry((2, 2, 2), np.eye(4))))
     with pytest.raises(DataError, match="b.nii.gz: is no binary mask"):
         merge_masks(folder, out)
+    (folder / "b.nii.gz").unlink()
+    with pytest.raises(DataError, match="lies among the masks and would be taken for one"):
+        merge_masks(folder, folder / "labels.nii.gz")
+    (tmp_path / "dataset.json").write_text('{"mine": 1}')
+    with pytest.raises(DataError, match=r"dataset.json: holds something else"):
+        merge_masks(folder, tmp_path / "dataset.nii.gz")
+    with pytest.raises(ValueError, match="volumes are written as"):
+        merge_masks(folder, tmp_path / "labels.txt")
+    one = read_volume(folder / "a.nii.gz")
+    write_volume(folder / "a.nrrd", one)
+    with pytest.raises(DataError, match=r"a.nrrd: a.nii.gz is 'a' too; keep one of them"):
+        merge_masks(folder, out)
+    (folder / "a.nrrd").unlink()
+    write_volume(folder / "A.nrrd", one)
+    with pytest.raises(DataError, match=r"is 'a' too; keep one of them"):
+        merge_masks(folder, out)
+    (folder / "A.nrrd").rename(folder / "background.nrrd")
+    with pytest.raises(DataError, match="background"):
+        merge_masks(folder, out)
+
+
+def test_masks_are_named_as_words(tmp_path):
+    mask = Volume(np.ones((2, 2, 2), np.uint8), Geometry((2, 2, 2), np.eye(4)))
+    write_volume(tmp_path / "masks/Vastus Lateralis.nii.gz", mask)
+    (tmp_path / "t.json").write_text('{"labels": {"background": 0, "Vastus lateralis": 7}}')
+    made = merge_masks(tmp_path / "masks", tmp_path / "o.nii.gz", names=tmp_path / "t.json")
+    assert made.label_map.names[7] == "vastus_lateralis" and (read_volume(tmp_path / "o.nii.gz").array == 7).all()

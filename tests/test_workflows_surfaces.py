@@ -176,7 +176,9 @@ def test_a_folder_of_subjects_goes_on_after_a_bad_one_and_resumes(tmp_path):
     failed = [line for line in result.stderr.splitlines() if line.startswith("Failed:")]
     assert [line.split(": ")[1] for line in failed] == ["c", "d"]
     assert failed[0].endswith("nothing is labelled; label it or leave it out")
-    assert failed[1].endswith("labels must be whole numbers from 0 on; give a label image, resampled by nearest, no grey values")
+    assert failed[1].endswith(
+        "labels must be whole numbers from 0 on; give a label image, resampled by nearest, no grey values"
+    )
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.ply")}
     assert sorted(path.relative_to(tmp_path / "out").as_posix() for path in before) == ["a/femur.ply", "b/femur.ply"]
     (tmp_path / "out" / "b" / "femur.ply").unlink()
@@ -197,6 +199,10 @@ def test_what_surfaces_refuses(tmp_path):
             surfaces(tmp_path / "a.nii.gz", tmp_path / "out", **settings)
     with pytest.raises(DataError, match="no such file"):
         surfaces(tmp_path / "a.nii.gz", tmp_path / "out", names=tmp_path / "none.json")
+    for name in ("leg.nii.gz", "leg.nrrd"):
+        label_file(tmp_path / "twice" / name)
+    with pytest.raises(DataError, match=r"leg.nrrd: leg.nii.gz is 'leg' too"):
+        surfaces(tmp_path / "twice", tmp_path / "out")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no label file; use images of whole numbers"):
         surfaces(tmp_path / "empty", tmp_path / "out")

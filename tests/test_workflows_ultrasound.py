@@ -62,6 +62,7 @@ def test_frames_out_labels_back_volume_in_ml(sweep, tmp_path):
     found = read_volume(tmp_path / "out.nii.gz")
     volume = np.count_nonzero(found.array == 1) * found.geometry.voxel_volume_ml
     assert f"soleus     {volume:.2f}" in result.output
+    assert json.loads((tmp_path / "out.json").read_text())["labels"] == NAMES["labels"] | {"ignore": 2}
     # 4/3 pi 8^3 = 2.145 ml; 3 %: voxels of 1 mm on a sphere of 8 mm
     assert volume == pytest.approx(4 / 3 * np.pi * RADIUS**3 / 1000, rel=0.03)
     # the sphere is at (10, 12, 14) of the tracker, LPS
@@ -104,7 +105,7 @@ def recordings(tmp_path_factory):
             affine = part.geometry.affine.copy()
             affine[:3, 3] += (4, -3, 2) if name == "b" else 0
             write_volume(folder / f"{name}_{kind}.nii.gz", Volume(part.array, Geometry(part.geometry.shape, affine)))
-    noise = np.random.default_rng(0).uniform(1, 255, (30, 30, 30)).astype(np.float32)
+    noise = np.random.default_rng(0).uniform(1, 255, (16, 16, 16)).astype(np.float32)
     write_volume(folder / "noise.nii.gz", Volume(noise, Geometry(noise.shape, np.eye(4))))
     return phantom, folder
 
@@ -126,6 +127,7 @@ def test_recordings_are_merged(recordings, tmp_path):
     assert {path.name for path in out.iterdir()} == {
         "merged.nii.gz",
         "merged_labels.nii.gz",
+        "merged_labels.json",
         "merge.json",
         "merged.png",
     }
@@ -151,17 +153,18 @@ def test_a_recording_that_does_not_fit_is_left_out_and_named(recordings, tmp_pat
 def test_what_does_not_belong_together_is_refused(sweep, recordings, tmp_path):
     _, folder = recordings
     label_map = LabelMap({1: "soleus"})
-    with pytest.raises(DataError, match=r"integer ids \(42, 50, 28\)"):
+    with pytest.raises(DataError, match=r"ids, \(42, 50, 28\) \(columns"):
         compound_sweep(sweep, tmp_path / "x.nii.gz", labels=(folder / "a_labels.nii.gz", label_map))
     wrong = Volume(np.full((42, 50, 28), 5, np.uint8), Geometry((42, 50, 28), np.eye(4)))
     write_volume(tmp_path / "wrong.nii.gz", wrong)
     with pytest.raises(DataError, match=r"ids \[5\] are not in the label map"):
         compound_sweep(sweep, tmp_path / "x.nii.gz", labels=(tmp_path / "wrong.nii.gz", label_map))
-    with pytest.raises(DataError, match="volumes are written as"):
-        sweep_frames(sweep, tmp_path / "frames.tif")
+    for command in ("sweep-frames", "compound"):
+        result = ran(command, "-i", sweep, "-o", tmp_path / "frames.tif")
+        assert result.exit_code == 2 and "volumes are written as" in result.output
     with pytest.raises(ValueError, match="use a larger spacing"):
         compound_sweep(sweep, tmp_path / "x.nii.gz", Compounding(spacing=1e-4))
-    with pytest.raises(DataError, match="no integer ids on the grid"):
+    with pytest.raises(DataError, match="not on the grid"):
         merge_recordings([folder / "a_image.nii.gz"] * 2, tmp_path / "m", labels=[folder / "b_labels.nii.gz"] * 2)
     with pytest.raises(ValueError, match="give two or more"):
         merge_recordings([folder / "a_image.nii.gz"], tmp_path / "m")
@@ -169,6 +172,46 @@ def test_what_does_not_belong_together_is_refused(sweep, recordings, tmp_path):
     result = ran(
         "compound", "-i", sweep, "-o", tmp_path / "x.nii.gz", "--labels", "l", "--dataset", tmp_path / "dataset.json"
     )
-    assert result.exit_code == 1 and "no usable labels" in result.output
+    assert result.exit_code == 1 and "no usable label table" in result.output
     assert ran("compound", "-i", sweep, "-o", "x.nii.gz", "--dataset", "d.json").exit_code == 2
-    assert ran("compound", "-i", sweep, "-o", tmp_path / "x.nii.gz", "--spacing", "1e-4").exit_code == 2
+    for spacing in ("1e-4", "0"):  # 0 is no default
+        assert ran("compound", "-i", sweep, "-o", tmp_path / "x.nii.gz", "--spacing", spacing).exit_code == 2
+
+
+def test_what_is_read_is_never_written_over(sweep, recordings, tmp_path):
+    before = sweep.read_bytes()
+    for command in ("sweep-frames", "compound"):
+        result = ran(command, "-i", sweep, "-o", sweep)
+        assert result.exit_code == 1 and "is an input and would be lost" in result.output
+    assert sweep.read_bytes() == before
+    drawn = tmp_path / "drawn.nii.gz"
+    write_volume(drawn, Volume(np.zeros((42, 50, 28), np.uint8), Geometry((42, 50, 28), np.eye(4))))
+    with pytest.raises(DataError, match=r"drawn.nii.gz: is an input"):
+        compound_sweep(sweep, drawn, labels=(drawn, None))
+    (tmp_path / "merged.nii.gz").write_bytes((recordings[1] / "a_image.nii.gz").read_bytes())
+    with pytest.raises(DataError, match=r"merged.nii.gz: is an input"):
+        merge_recordings([tmp_path / "merged.nii.gz", recordings[1] / "b_image.nii.gz"], tmp_path)
+    (tmp_path / "out.json").write_text('{"mine": 1}')
+    with pytest.raises(DataError, match=r"out.json: holds something else"):
+        compound_sweep(sweep, tmp_path / "out.nii.gz", labels=(drawn, None))
+
+
+def test_what_was_not_seen_stays_unknown_when_recordings_are_merged(recordings, tmp_path):
+    """The ignore id travels in the JSON beside the labels: without it, unseen voxels would be a structure."""
+    folder = recordings[1]
+    label = read_volume(folder / "a_labels.nii.gz")
+    half = label.array.astype(np.float32)  # whole numbers in floats are ids, as other programs save them
+    half[:, :, half.shape[2] // 2 :] = 9
+    names = {int(key): f"muscle_{key}" for key in np.unique(label.array) if key}
+    for name in "ab":
+        write_volume(tmp_path / f"{name}.nii.gz", label.with_array(half))
+        content = {"labels": LabelMap(names, ignore=9).to_dict()}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    images, labels = [folder / "a_image.nii.gz"] * 2, [tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"]
+    made = merge_recordings(images, tmp_path / "m", labels=labels)
+    assert set(made.volumes_ml) == set(names.values())
+    assert (read_volume(tmp_path / "m/merged_labels.nii.gz").array[:, :, half.shape[2] // 2 :] == 9).all()
+    assert json.loads((tmp_path / "m/merged_labels.json").read_text())["labels"]["ignore"] == 9
+    (tmp_path / "b.json").write_text('{"labels": {"background": 0, "femur": 1}}')
+    with pytest.raises(DataError, match="other names stand beside it"):
+        merge_recordings(images, tmp_path / "m", labels=labels)

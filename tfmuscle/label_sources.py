@@ -17,6 +17,7 @@ placed by its world coordinates, nearest voxel, and the note says so; a mask tha
 is another scan's, or was exported without its place.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,14 +132,29 @@ def _masks_of_image(
     labels = read_label_image(path)
     names, _ = _names_of_image(path, labels.array, table, prefix)
     placed, note = _placed(labels, geometry)
-    before = dict(zip(*np.unique(labels.array, return_counts=True), strict=True)) if note else {}
+    lost = _shares_outside(labels, geometry) if note else {}
     for key, name in names.items():
         mask = placed.array == key
         told = note
-        if note and before:
-            kept = mask.sum() * geometry.voxel_volume_ml / (before[key] * labels.geometry.voxel_volume_ml)
-            told += f", {1 - kept:.0%} of its volume lies outside the scan" if kept < 1 - LOST_SHARE else ""
+        if lost.get(key, 0) > LOST_SHARE:
+            told += f", {lost[key]:.0%} of it lies outside the scan"
         yield _allowed(path, [name], table)[0], mask, told
+
+
+def _shares_outside(labels: Volume, geometry: Geometry) -> dict[int, float]:
+    """Returns number -> share of its voxels whose centres lie outside the scan's voxels."""
+    to_scan = np.linalg.inv(geometry.affine) @ labels.geometry.affine
+    inside: Counter[int] = Counter()
+    everywhere: Counter[int] = Counter()
+    for plane, slab in enumerate(labels.array):
+        where = np.argwhere(slab)
+        at = where @ to_scan[:3, 1:3].T + (to_scan[:3, 0] * plane + to_scan[:3, 3])
+        there = ((at >= -0.5) & (at <= np.array(geometry.shape) - 0.5)).all(axis=1)
+        values = slab[tuple(where.T)]
+        for counter, chosen in ((everywhere, values), (inside, values[there])):
+            keys, counts = np.unique(chosen, return_counts=True)
+            counter.update(dict(zip(keys.tolist(), counts.tolist(), strict=True)))
+    return {key: 1 - inside[key] / count for key, count in everywhere.items()}
 
 
 def _placed(labels: Volume, geometry: Geometry) -> tuple[Volume, str]:

@@ -46,18 +46,15 @@ def import_command(
 ) -> None:
     """Make a dataset of a lab's FOLDER: pair scans with masks, merge, check, leave out who the patients are."""
     with quiet_start():
-        from tfmuscle.workflows.importing import import_folder, pair
+        from tfmuscle.workflows.importing import import_folder, preview
         from tfmuscle.workflows.pairing import Layout
 
     layout = checked(Layout, scans=scans, masks=masks, table=table, series=series, space=space)
     if dry_run:
-        found = pair(folder, layout)
-        for one in found.pairs:
-            click.echo(f"{one.subject_id}: {len(one.scans)} scan file(s) or series, {len(one.labels)} label source(s)")
-            for path in [scan.path for scan in one.scans] + list(one.labels):
-                click.echo(f"    {path}")
-        _tell(found.failures)
-        sys.exit(1 if found.failures else 0)
+        lines, failures = preview(folder, layout, key=key)
+        click.echo("\n".join(lines))
+        _tell(failures)
+        sys.exit(1 if failures else 0)
     result = import_folder(folder, out, layout, labels=labels, missing=missing, key=key, progress=Bar())
     for subject_id, notes in result.notes.items():
         for note in notes:
@@ -73,4 +70,4 @@ def import_command(
 
 def _tell(failures: dict[str, str]) -> None:
     for subject_id, reason in failures.items():
-        click.echo(f"Failed: {subject_id}: {' '.join(reason.split())}", err=True)
+        click.echo("Failed: " + " ".join(f"{subject_id}: {reason}".split()), err=True)

@@ -26,6 +26,8 @@ GRID_MM = 4.0
 """Voxel size of the coarse grid; along the patient slices thicker than this keep their thickness."""
 SLICE_FLOOR = 0.1
 """A slice is scaled by at least this share of the brightest slice's bright end: an empty slice stays empty."""
+LARGEST_VIEW_MM = 10_000.0
+"""No scanner sees farther; a header whose voxel size is wrong would ask for terabytes."""
 BRIGHT_PERCENTILE = 99.0
 KEPT_COMPONENT = 0.4
 """Least area of a component of a slice, as a share of the largest one's: the other leg has it, a hand does not."""
@@ -60,7 +62,11 @@ class Body:
 
 
 def find_body(image: Volume) -> Body:
-    """Finds body and separation of the legs; `image` is `(I, J, K)` or `(I, J, K, C)` in any orientation."""
+    """Finds body and separation of the legs; `image` is `(I, J, K)` or `(I, J, K, C)` in any orientation.
+
+    Raises:
+        ValueError: the view is longer than `LARGEST_VIEW_MM`.
+    """
     grid = _coarse_grid(image.geometry)
     channels = [image.array] if image.array.ndim == 3 else list(np.moveaxis(image.array, 3, 0))
     bright = np.zeros(grid.shape, np.float32)
@@ -83,6 +89,8 @@ def _coarse_grid(geometry: Geometry) -> Geometry:
     rise = np.abs(geometry.affine[2, :3])
     step = np.array([GRID_MM, GRID_MM, max(GRID_MM, rise.max())])
     low, extent = corners.min(axis=0), np.ptp(corners, axis=0)
+    if extent.max() > LARGEST_VIEW_MM:
+        raise ValueError(f"the scan is {extent.max() / 1000:,.0f} m long; check the voxel size in its header")
     shape = np.maximum(1, np.rint(extent / step)).astype(int)
     affine = np.diag([*step, 1.0])
     affine[:3, 3] = low + (extent - (shape - 1) * step) / 2

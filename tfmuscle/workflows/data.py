@@ -13,7 +13,7 @@ from typing import Any
 from tfmuscle.config import DataSpec
 from tfmuscle.errors import DataError
 from tfmuscle.files import TEMPORARY_PREFIX, atomic_path, read_json, write_json
-from tfmuscle.io import write_volume
+from tfmuscle.io import VOLUME_SUFFIXES, write_volume
 from tfmuscle.io.dicom import holds_dicom, list_series
 from tfmuscle.labels import LabelMap
 from tfmuscle.phantom import KINDS as PHANTOM_KINDS
@@ -109,6 +109,8 @@ def inspect(path: str | Path, *, progress: Progress | None = None) -> dict[str, 
         if not any(item.is_usable for item in series):
             problems.append(f"{path}: no series can be used; see why in the list")
         return {"series": [item.to_dict() for item in series], "problems": problems}
+    if path.name.lower().endswith(VOLUME_SUFFIXES) and path.is_file():
+        raise DataError(f"{path}: is one image; give the dataset's folder, or a folder of DICOM")
     found = fingerprint(read_dataset(path), progress=progress)
     return found | {"problems": [problem for subject in found["subjects"] for problem in subject["problems"]]}
 

@@ -1,7 +1,7 @@
 """Fat fractions of a Dixon scan, and of the structures labelled in it.
 
 The images are read as they are: no bias correction, for the fraction is a ratio in which the coil's field cancels. The
-file holds percent, with 0 where there is no signal, because other programs and our own reader refuse NaN; the means
+file holds percent, with 0 where there is no signal, because other programs refuse NaN, as this one does; the means
 leave such voxels out and say how many were measured.
 """
 
@@ -63,7 +63,7 @@ def fat_fraction(
     check_suffix(out)
     beside = Path(out).with_name(f"{case_id(out)}.csv")
     check_outputs([out, beside], [water, fat, labels, names])
-    one, other = read_volume(water), read_volume(fat)
+    one, other = _finite_image(water), _finite_image(fat)
     try:
         fraction = fraction_of(one, other)
     except ValueError as error:
@@ -80,6 +80,13 @@ def fat_fraction(
     exchanged = told.water == 1 and told.confidence >= DOUBTFUL
     warning = f"{water} looks like the fat image (confidence {told.confidence:.2f}); are the two exchanged?"
     return FatFractionResult(rows, warning if exchanged else "")
+
+
+def _finite_image(path: str | Path) -> Volume:
+    volume = read_volume(path)
+    if not np.isfinite(volume.array).all():
+        raise DataError(f"{path}: holds NaN or infinite values; replace them by numbers and save again")
+    return volume
 
 
 def _labels_on(path: Path, image: Volume) -> np.ndarray:

@@ -18,7 +18,9 @@ the patient's name, number or birth date: then it is called `subject_001`, also 
 file; `--key FILE` writes which subject came from where, for the lab's safe.
 """
 
+import csv
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -28,10 +30,10 @@ from typing import Any
 import numpy as np
 
 from tfmuscle.errors import DataError
-from tfmuscle.files import atomic_path, provenance, read_json, write_json, write_text
+from tfmuscle.files import atomic_path, provenance, read_json, write_json
 from tfmuscle.io import read_volume, write_volume
 from tfmuscle.io.dicom import list_series
-from tfmuscle.io.identity import identifying_words
+from tfmuscle.io.identity import identifying_words, names_patient
 from tfmuscle.io.label_tables import read_label_table
 from tfmuscle.label_sources import Structures, masks, structures
 from tfmuscle.labels import LabelMap
@@ -40,12 +42,11 @@ from tfmuscle.preprocessing.merging import merge_masks
 from tfmuscle.report import figure_png, overlay
 from tfmuscle.subjects import check_subject, read_dataset
 from tfmuscle.volume import Volume
-from tfmuscle.workflows.pairing import Layout, Pair, Pairing, Scan, is_plain, matching, pair_up
+from tfmuscle.workflows.pairing import NOTE_FILE, Layout, Pair, Pairing, Scan, is_plain, matching, pair_up, same_name
 
 MISSING = ("refuse", "background", "ignore")
-NOTE_FILE, PICTURES = "import.json", "pictures"
-_SHORTEST_WORD = 3
-"""Letters; a shorter part of a name or number is no proof that a folder is called after the patient."""
+PICTURES = "pictures"
+_KEY_COLUMNS = ["subject", "scan"]
 Progress = Callable[[int, int, str], None]
 
 
@@ -77,19 +78,44 @@ def pair(folder: str | Path, layout: Layout) -> Pairing:
     found = pair_up(folder, layout)
     pairs, hidden = [], {}
     for number, one in enumerate(found.pairs, start=1):
-        words = [word for scan in one.scans for word in identifying_words(scan.path)]
-        if any(len(word) >= _SHORTEST_WORD and word in one.subject_id.lower() for word in words):
+        if names_patient(one.subject_id, _words_of(one)):
             if layout.table is not None:
                 raise DataError(
                     f"{layout.table}: the subject in row {number} is called after the patient; give it an id of its own"
                 )
             hidden[one.subject_id] = f"subject_{number:03d}"
         pairs.append(replace(one, subject_id=hidden.get(one.subject_id, one.subject_id)))
-    failures = {hidden.get(key, key): reason for key, reason in found.failures.items()}
+    failures = {}
+    for number, (key, reason) in enumerate(found.failures.items(), start=len(pairs) + 1):
+        words = {word for path in found.failed_paths.get(key, ()) for word in identifying_words(path)}
+        called = f"subject_{number:03d}" if names_patient(key, words) else key
+        failures[called] = reason if called == key else reason.replace(key, called)
     for one in pairs:
         if not is_plain(one.subject_id):
             failures[one.subject_id] = f"{one.subject_id!r} is no plain file name; rename the folder"
-    return replace(found, pairs=tuple(one for one in pairs if is_plain(one.subject_id)), failures=failures)
+        elif others := [o.subject_id for o in pairs if o is not one and same_name(o.subject_id, one.subject_id)]:
+            failures[one.subject_id] = f"{one.subject_id} and {others[0]} are one name on many disks; rename one"
+    usable = tuple(one for one in pairs if one.subject_id not in failures)
+    return replace(found, pairs=usable, failures=failures, renamed=frozenset(hidden.values()))
+
+
+def preview(folder: str | Path, layout: Layout, *, key: str | Path | None = None) -> tuple[list[str], dict[str, str]]:
+    """Returns what belongs together, a line each, and why the other subjects fail; writes only the key.
+
+    Raises:
+        DataError: as `pair`, or `key` cannot be written.
+    """
+    pairing = pair(folder, layout)
+    if key is not None:
+        _write_key(Path(key), pairing)
+    lines = []
+    for one in pairing.pairs:
+        lines.append(f"{one.subject_id}: {len(one.scans)} scan file(s) or series, {len(one.labels)} label source(s)")
+        scans = [f"{scan.path}" + (f"#{scan.series}" if scan.series else "") for scan in one.scans]
+        lines += [f"    {_without_source(text, one, Path(folder))}" for text in [*scans, *map(str, one.labels)]]
+    if pairing.left_out:
+        lines.append(f"left aside: {len(pairing.left_out)} file(s) that lie in no subject's folder")
+    return lines, pairing.failures
 
 
 def import_folder(
@@ -140,7 +166,7 @@ def import_folder(
                 absent = sorted(present - {"ignore"} - set(found[one.subject_id].considered))
                 entry = {"made_from": digest} | _import_subject(one, job, label_map, absent)
             except DataError as error:
-                result.failures[one.subject_id] = _without_source(str(error), one, job)
+                result.failures[one.subject_id] = _without_source(str(error), one, job.folder)
                 entry = {}
         if entry:
             entries[one.subject_id] = entry
@@ -151,11 +177,14 @@ def import_folder(
         first = next(iter(result.failures.values()), "no subject found")
         raise DataError(f"{folder}: none of {len(result.failures)} subjects could be imported; the first: {first}")
     write_json(out / NOTE_FILE, {"made_with": provenance(), "subjects": entries})
-    write_json(out / "dataset.json", _dataset_json(out, pairing.channels, label_map, len(entries)))
+    write_json(out / "dataset.json", _dataset_json(out, pairing.channels, label_map, entries))
     _clear_others(out, set(entries))
     result.notes.update({subject_id: entry["notes"] for subject_id, entry in entries.items() if entry["notes"]})
+    for subject_id in sorted(pairing.renamed & set(entries)):
+        told = "called so because its folder names the patient; --key FILE writes which is which"
+        result.notes[subject_id] = [told, *result.notes.get(subject_id, [])]
     dataset = read_dataset(out)
-    result.problems.update({s.subject_id: found for s in dataset.subjects if (found := check_subject(s, dataset))})
+    result.problems.update({s.subject_id: wrong for s in dataset.subjects if (wrong := check_subject(s, dataset))})
     return result
 
 
@@ -183,7 +212,7 @@ def _structures(pairing: Pairing, job: _Job, progress: Progress | None) -> tuple
             considered = tuple(name for source in listed for name in source.considered)
             known[one.subject_id] = Structures(tuple(present), considered)
         except DataError as error:
-            failures[one.subject_id] = _without_source(str(error), one, job)
+            failures[one.subject_id] = _without_source(str(error), one, job.folder)
         if progress is not None:
             progress(number + 1, 2 * len(pairing.pairs), one.subject_id)
     return known, failures
@@ -215,7 +244,7 @@ def _import_subject(one: Pair, job: _Job, label_map: LabelMap, absent: list[str]
                 " with --missing background (not in this scan) or --missing ignore (nobody drew it)"
             )
         if absent and job.missing == "ignore":
-            labels = labels.with_array(np.where(labels.array == 0, label_map.ignore, labels.array))
+            labels = labels.with_array(np.where(labels.array == 0, int(label_map.ignore or 0), labels.array))
             notes.append(f"{', '.join(absent[:6])} not drawn: everything without a label counts as unknown")
     else:
         notes.append("no masks: imported without labels")
@@ -267,7 +296,8 @@ def _labels(one: Pair, job: _Job, label_map: LabelMap, image: Volume, notes: lis
     for path in one.labels:
         found = masks(path, image.geometry, table=job.table, space=job.layout.space, prefix=one.subject_id)
         for name, mask, note in found:
-            notes += [f"{name}: {note}"] * bool(note) + [f"{name}: empty"] * (not mask.any())
+            notes += [f"{name}: {note}"] * bool(note)
+            notes += [f"{name}: empty, nothing of it lies in this scan"] * (not mask.any())
             packed.add(name, mask)
     if not packed:
         return Volume(np.zeros(image.geometry.shape, np.uint8), image.geometry, one.subject_id)
@@ -308,14 +338,21 @@ def _digest(one: Pair, job: _Job, label_map: LabelMap) -> str:
     return hashlib.sha256(json.dumps(settings).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _dataset_json(out: Path, channels: tuple[str, ...], label_map: LabelMap, count: int) -> dict[str, Any]:
-    return {
+def _dataset_json(out: Path, channels: tuple[str, ...], label_map: LabelMap, entries: dict[str, Any]) -> dict[str, Any]:
+    content: dict[str, Any] = {
         "name": out.resolve().name,
         "channel_names": {str(number): name for number, name in enumerate(channels)},
         "labels": {"background": 0} | label_map.to_dict(),
-        "numTraining": count,
+        "numTraining": len(entries),
         "file_ending": ".nii.gz",
     }
+    if len({entry["labelled"] for entry in entries.values()}) == 2:  # nnU-Net's list says which have no labels
+        content["dataset"] = {
+            key: {"images": [f"imagesTr/{key}_{number:04d}.nii.gz" for number in range(entry["channels"])]}
+            | ({"label": f"labelsTr/{key}.nii.gz"} if entry["labelled"] else {})
+            for key, entry in entries.items()
+        }
+    return content
 
 
 def _clear_others(out: Path, subjects: set[str]) -> None:
@@ -330,12 +367,17 @@ def _clear_others(out: Path, subjects: set[str]) -> None:
             path.unlink()
 
 
-def _without_source(text: str, one: Pair, job: _Job) -> str:
+def _words_of(one: Pair) -> set[str]:
+    paths = [scan.path for scan in one.scans] + list(one.labels)
+    return {word for path in paths for word in identifying_words(path)}
+
+
+def _without_source(text: str, one: Pair, folder: Path) -> str:
     """Returns a message in which folders that name the patient are called by the subject's id."""
-    parts = {part for path in (*(scan.path for scan in one.scans), *one.labels) for part in _parts(path, job.folder)}
-    words = {word for scan in one.scans for word in identifying_words(scan.path) if len(word) >= _SHORTEST_WORD}
+    parts = {part for path in (*(scan.path for scan in one.scans), *one.labels) for part in _parts(path, folder)}
+    words = _words_of(one)
     for part in sorted(parts, key=len, reverse=True):
-        if any(word in part.lower() for word in words):
+        if names_patient(part, words):
             text = text.replace(part, one.subject_id)
     return text
 
@@ -345,6 +387,12 @@ def _parts(path: Path, folder: Path) -> tuple[str, ...]:
 
 
 def _write_key(path: Path, pairing: Pairing) -> None:
-    rows = ["subject,scan"] + [f'{one.subject_id},"{scan.path}"' for one in pairing.pairs for scan in one.scans]
-    write_text(path, "\n".join(rows) + "\n")
-    path.chmod(0o600)
+    if path.is_file() and path.read_bytes()[:13].strip() != ",".join(_KEY_COLUMNS).encode():
+        raise DataError(f"{path}: is there and is no key of an import; name another file")
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(_KEY_COLUMNS)
+    rows.writerows([one.subject_id, scan.path] for one in pairing.pairs for scan in one.scans)
+    with atomic_path(path) as temporary:
+        temporary.touch(mode=0o600)
+        temporary.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape")

@@ -18,6 +18,7 @@ import csv
 import fnmatch
 import glob
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ from tfmuscle.errors import DataError
 from tfmuscle.io import VOLUME_SUFFIXES, is_dicom_folder
 from tfmuscle.label_sources import source_kind
 
+NOTE_FILE = "import.json"
+"""What marks a folder as an import's result, which is never a subject of the next import."""
 _LABEL_WORD = re.compile(r"(?:^|[^a-z])(?:masks?|labels?|seg|segs|segmentations?|rois?)(?:[^a-z]|$)")
 _FORBIDDEN = re.compile(r"[/\\\x00-\x1f\ud800-\udfff]")
 
@@ -77,12 +80,17 @@ class Layout:
 
 @dataclass(frozen=True)
 class Pairing:
-    """What was found: subjects, channels, subjects that cannot be used (id -> why), and what was left aside."""
+    """What was found: subjects, channels, subjects that cannot be used (id -> why), and what was left aside.
+
+    `failed_paths` are the files found for failed subjects; `renamed` are ids given instead of names of patients.
+    """
 
     pairs: tuple[Pair, ...]
     channels: tuple[str, ...]
     failures: dict[str, str] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    failed_paths: dict[str, tuple[Path, ...]] = field(default_factory=dict)
+    renamed: frozenset[str] = frozenset()
 
 
 def pair_up(folder: str | Path, layout: Layout) -> Pairing:
@@ -108,7 +116,7 @@ def pair_up(folder: str | Path, layout: Layout) -> Pairing:
 def _by_folders(folder: Path) -> Pairing:
     pairs, failures = [], {}
     entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    for subject in (path for path in entries if path.is_dir()):
+    for subject in (path for path in entries if path.is_dir() and not (path / NOTE_FILE).is_file()):
         scans, labels = _sorted_out(subject)
         if len(scans) == 1:
             pairs.append(Pair(subject.name, (Scan(scans[0]),), tuple(labels)))
@@ -119,8 +127,11 @@ def _by_folders(folder: Path) -> Pairing:
             )
         else:
             failures[subject.name] = f"{subject}: no scan, {len(labels)} mask(s); add the scan or remove the folder"
-    left_out = tuple(path.name for path in entries if not path.is_dir())
-    return Pairing(tuple(pairs), ("image",), failures, left_out)
+    broken = [path.name for path in entries if path.is_symlink() and not path.exists()]
+    failures |= {name: f"{folder / name}: a link to nothing; mend or remove it" for name in broken}
+    left_out = tuple(path.name for path in entries if path.is_file())
+    failed_paths: dict[str, tuple[Path, ...]] = {name: (folder / name,) for name in failures}
+    return Pairing(tuple(pairs), ("image",), failures, left_out, failed_paths)
 
 
 def _sorted_out(subject: Path) -> tuple[list[Path], list[Path]]:
@@ -141,8 +152,14 @@ def _sorted_out(subject: Path) -> tuple[list[Path], list[Path]]:
     return scans, labels
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Yields files, and folders of DICOM images as one; label objects in them are yielded too."""
+def _walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Yields files, and folders of DICOM images as one; label objects in them are yielded too.
+
+    A link to a folder `above` is not followed.
+    """
+    here = folder.resolve()
+    if here in above:
+        return
     items = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
     files = [path for path in items if path.is_file()]
     if is_dicom_folder(folder):
@@ -154,7 +171,7 @@ def _walk(folder: Path) -> Iterator[Path]:
     yield from files
     for path in items:
         if path.is_dir():
-            yield from _walk(path)
+            yield from _walk(path, above | {here, here.parent})
 
 
 def _by_patterns(folder: Path, layout: Layout) -> Pairing:
@@ -163,7 +180,13 @@ def _by_patterns(folder: Path, layout: Layout) -> Pairing:
     patterns = [text.partition("#")[0] for _, text in named] + list(layout.masks)
     owner: dict[Path, tuple[str, str]] = {}
     for pattern in sorted(set(patterns), key=len):
-        for subject_id, path in _matches(folder, pattern):
+        fitting = _matches(folder, pattern)
+        if not fitting and pattern in layout.masks:
+            raise DataError(
+                f"{folder}: nothing fits the masks' pattern {pattern!r}; * and {{id}} stand for one name each, not for"
+                " several folders"
+            )
+        for subject_id, path in fitting:
             owner[path] = pattern, subject_id  # a longer pattern is more specific and claims its files last
     found: dict[str, dict[int, list[Scan]]] = {}
     labels: dict[str, list[Path]] = {}
@@ -184,7 +207,9 @@ def _by_patterns(folder: Path, layout: Layout) -> Pairing:
             continue
         scans = tuple(per_channel[number][0] for number in range(len(named)))
         pairs.append(Pair(subject_id, scans, tuple(labels.get(subject_id, []))))
-    return Pairing(tuple(pairs), names, failures)
+    all_paths = {key: [scan.path for scans in found.get(key, {}).values() for scan in scans] for key in failures}
+    failed_paths = {key: (*paths, *labels.get(key, [])) for key, paths in all_paths.items()}
+    return Pairing(tuple(pairs), names, failures, failed_paths=failed_paths)
 
 
 def _channel(text: str) -> tuple[str, str]:
@@ -283,6 +308,16 @@ def matching(names: Iterable[str], wanted: str) -> list[str]:
     return [name for name in listed if name == wanted] or [
         name for name in listed if fnmatch.fnmatch(name.lower(), wanted.lower())
     ]
+
+
+def same_name(first: str, second: str) -> bool:
+    """Whether two ids are one file name on a disk that ignores letter case or the spelling of accents.
+
+    >>> same_name("Leg01", "leg01"), same_name("leg1", "leg01")
+    (True, False)
+    """
+    one, other = (unicodedata.normalize("NFC", text.casefold()) for text in (first, second))
+    return one == other
 
 
 def is_plain(subject_id: str) -> bool:

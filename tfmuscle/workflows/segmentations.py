@@ -8,6 +8,7 @@ over from the series, as DICOM demands: the file belongs where the series belong
 from pathlib import Path
 
 from tfmuscle.errors import DataError
+from tfmuscle.files import check_outputs
 from tfmuscle.io import read_label_image
 from tfmuscle.io.dicom_labels import write_segmentation
 from tfmuscle.io.label_tables import names_of, read_label_table
@@ -32,11 +33,15 @@ def write_seg(
         number: series number, when several series have the labels' grid.
 
     Raises:
-        DataError: a file is missing or damaged, ids have no names, or no series has the labels' grid.
+        DataError: a file is missing or damaged, ids have no names, no series has the labels' grid, or `out` is one of
+            the files read.
     """
     labels, out = Path(labels), Path(out)
     if out.is_dir():
         raise DataError(f"{out}: is a folder; name the file to write, e.g. {out / 'labels.dcm'}")
+    series = Path(series)
+    slices = [path for path in series.rglob("*") if path.is_file()] if series.is_dir() else [series]
+    check_outputs([out], [labels, names, *slices] if out.exists() else [])
     volume = read_label_image(labels)
     label_map = read_label_table(names) if names is not None else names_of(labels)
     if label_map is None:
