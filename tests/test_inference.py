@@ -284,6 +284,26 @@ def test_a_network_that_never_saw_mirrored_images_is_not_given_any(recipe, mirro
     assert (np.abs(difference).max() > 0.01) == mirrored
 
 
+def test_only_mirrors_of_the_recipe_are_asked_for():
+    # "ni" trains with left/right mirrors alone: the answer follows a left/right mirror of the scan, and no other.
+    spec = make_spec("volumes", label_map=FEMUR_SIDES, size=(8, 8), depth=8)
+    image = random_scan(scan_grid((8, 8, 8), orientation="LPS"))
+    run = make_run(random_network(spec), spec, augmentation="ni")
+    straight = predict_probabilities(run, image)
+    for letters, classes in (("LR", [0, 2, 1]), ("AP", [0, 1, 2])):
+        mirrored = predict_probabilities(run, mirror_scan(image, letters)).array
+        difference = np.abs(mirrored - mirror_scan(straight, letters).array[..., classes]).max()
+        assert (difference < 1e-5) == (letters == "LR")
+
+
+def test_a_recipe_that_mirrors_one_sided_labels_in_training_does_not_in_prediction():
+    spec = make_spec("volumes", label_map=LabelMap({3: "femur_left", 7: "bone"}), size=(14, 14), depth=14)
+    run = make_run(side_network(spec), spec, augmentation="cheena")
+    image = random_scan(scan_grid((14, 14, 14)))
+    mirrored, plain = (predict_probabilities(run, image, mirror=mirror).array for mirror in (True, False))
+    np.testing.assert_allclose(mirrored, plain, atol=1e-6)
+
+
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 

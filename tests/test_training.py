@@ -17,6 +17,7 @@ from tfmuscle.records import TEST
 from tfmuscle.training import fit
 from tfmuscle.training.callbacks import ForegroundDice, newest_backup, read_history, write_history
 from tfmuscle.training.schedule import best_epoch, learning_rate, should_stop
+from tfmuscle.workflows import learning
 from tfmuscle.workflows.building import build_records
 from tfmuscle.workflows.data import phantom
 
@@ -267,3 +268,11 @@ def test_tensorboard_gets_a_log_when_it_is_installed(records, tmp_path):
     pytest.importorskip("tensorboard")
     run = fit(records, tmp_path / "run", TrainConfig.from_dict(TINY.to_dict() | {"epochs": 1}))
     assert list((run / "tensorboard").rglob("events.out.*"))
+
+
+def test_what_a_recipe_does_to_these_labels_is_said_before_training(tiny_records, tmp_path, monkeypatch):
+    monkeypatch.setattr(learning.training, "fit", lambda *arguments, **options: said.append("training"))
+    said = []
+    config = learning.plan_training({"model_options": {"filters": 8, "levels": 3}}, recipe={"augmentation": "cheena"})
+    learning.fit(tiny_records, tmp_path / "run", config, say=said.append)
+    assert len(said) == 2 and said[0].startswith("cheena mirrors") and said[1] == "training"

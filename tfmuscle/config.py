@@ -204,7 +204,7 @@ class Supervised(_Settings):
 
     loss: str = option("dice_cross_entropy", "loss to minimise; `tfmuscle losses` lists them")
     loss_options: dict[str, Any] = option({}, "keyword arguments of the loss, e.g. batch_dice=true")
-    augmentation: str = option("light", "strength of the random transforms", choices=AUGMENTATIONS)
+    augmentation: str = option("light", "recipe of the random transforms", choices=AUGMENTATIONS)
     mirror: bool = option(True, "mirror images, exchanging left and right labels")
     patience: int = option(0, "epochs without improvement before stopping; 0 never stops early")
 

@@ -65,7 +65,7 @@ def fit_command(source: Path, run: Path, preset: str | None, scale: str, resume:
     config = checked(plan_training, settings, recipe=recipe, preset=preset, scale=scale)
     bar = Bar()
     try:
-        fit(source, run, config, resume=resume, progress=bar)
+        fit(source, run, config, resume=resume, progress=bar, say=lambda note: click.echo(f"Note: {note}", err=True))
     finally:
         bar.close()
     about = read_json(run / "about.json")

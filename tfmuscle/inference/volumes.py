@@ -6,8 +6,8 @@ are final. Each slab goes straight to `resampling.labels_on_grid`, so memory hol
 never a volume of them.
 
 Test-time augmentation is the mean over all combinations of mirrored axes, mirrored back. Which axes may be mirrored is
-the rule of training (`augmentation.mirrored_axes`), and a network that was trained without mirroring is never asked for
-it: it has not seen such images. Along the left/right axis the classes change sides with the image
+the rule of training (`augmentation.mirrored_axes`), and a network is never asked for a mirror that its recipe left out:
+it has not seen such images. Along the left/right axis the classes change sides with the image
 (`LabelMap.flip_permutation`).
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 
-from tfmuscle.augmentation import mirrored_axes, side_axis
+from tfmuscle.augmentation import mirrored_axes, recipe_axes, side_axis
 from tfmuscle.errors import DataError
 from tfmuscle.inference.resampling import labels_on_grid
 from tfmuscle.inference.runs import Run
@@ -97,8 +97,8 @@ def _stream(
 def _flips(run: Run, mirror: bool) -> list[tuple[int, ...]]:
     """Returns every combination of volume axes to mirror, the empty one first."""
     recipe = run.config.recipe
-    allowed = mirror and recipe.mirror and recipe.augmentation != "none"
-    axes = mirrored_axes(run.spec) if allowed else ()
+    trained = recipe_axes(recipe.augmentation, run.spec) if mirror and recipe.mirror else ()
+    axes = tuple(axis for axis in mirrored_axes(run.spec) if axis in trained)
     return [combination for count in range(len(axes) + 1) for combination in itertools.combinations(axes, count)]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tfmuscle import evaluation, inference, models, training
+from tfmuscle.augmentation import notes
 from tfmuscle.config import DataSpec, Supervised, TrainConfig
 from tfmuscle.errors import DataError
 from tfmuscle.files import provenance, read_json, sha256, write_json
@@ -70,6 +71,7 @@ def fit(
     resume: bool = False,
     progress: Progress | None = None,
     cancel: Callable[[], bool] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Path:
     """Trains on records, or on a dataset whose records are then made in `<run>_records` first.
 
@@ -80,6 +82,7 @@ def fit(
         resume: go on with an interrupted run.
         progress: of the records first, then of the training.
         cancel: asked after every training step; True stops, and the run can be resumed.
+        say: called before training with what the user should know about the augmentation, one sentence each.
 
     Raises:
         DataError: the records do not fit the model (the field is named), or a file cannot be used.
@@ -94,6 +97,8 @@ def fit(
         spec = plan_spec(dataset, {}, preset=config.preset, scale=config.scale, progress=progress)
         records = run.with_name(run.name + "_records")
     _check_fit(config, spec, records)
+    for note in notes(config.recipe.augmentation, spec, mirror=config.recipe.mirror) if say is not None else ():
+        say(note)
     if records != source:
         build_records(dataset, records, spec, progress=progress)
     return training.fit(records, run, config, resume=resume, progress=progress, cancel=cancel)
