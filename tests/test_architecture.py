@@ -10,7 +10,7 @@ import pytest
 import tfmuscle
 
 PACKAGE = Path(tfmuscle.__file__).parent
-CLI_FAMILIES = ("data", "importing", "learning", "preparing", "segmentations", "surfaces", "ultrasound")
+CLI_FAMILIES = ("data", "importing", "learning", "predicting", "preparing", "segmentations", "surfaces", "ultrasound")
 FLOORS = {
     "errors": 0, "labels": 0, "volume": 0, "quiet": 0,
     "files": 1,

@@ -56,6 +56,8 @@ def test_shapes_follow_from_the_kind(changes, input_shape, label_shape):
         ({"test": float("nan")}, "test is nan"),
         ({"spacing": (float("inf"), 1.0, 1.0)}, "spacing is"),
         ({"channels": ()}, "at least one name"),
+        ({"normalisation": "ct"}, "statistics of each channel are needed"),
+        ({"kind": "volumes", "resize": True}, "resize goes with slices and stacks"),
     ],
 )
 def test_a_wrong_spec_names_its_field(changes, message):
@@ -66,17 +68,28 @@ def test_a_wrong_spec_names_its_field(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schedule": "cosin"}, "schedule is 'cosin'; choose one of constant, cosine"),
+        ({"schedule": "cosin"}, "schedule is 'cosin'; choose one of constant, linear, cosine"),
         ({"epochs": 0}, "epochs is 0; a positive number"),
         ({"fold": -1}, "finite and not negative"),
         ({"learning_rate": float("inf")}, "learning_rate is inf; a finite number"),
         ({"seed": -1}, "seed is -1; a number from 0"),
-        ({"weight_decay": 0.1}, "only adamw knows; optimiser is 'adam'"),
+        ({"weight_decay": 0.1}, "which adam does not know"),
+        ({"momentum": 1.0}, "momentum is 1.0"),
     ],
 )
 def test_a_wrong_training_names_its_field(changes, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**changes)
+
+
+def test_a_prior_adds_a_channel_for_each_structure():
+    assert spec(kind="volumes", size=(64, 48), depth=32, prior=True).input_shape == (32, 64, 48, 3)
+
+
+def test_statistics_survive_json(tmp_path):
+    one = spec(normalisation="ct", statistics=((40.0, 20.0, -100.0, 300.0),))
+    one.save(tmp_path / "spec.json")
+    assert DataSpec.load(tmp_path / "spec.json") == one
 
 
 def test_an_unknown_key_is_refused_with_a_suggestion(tmp_path):
@@ -100,10 +113,15 @@ def test_every_preset_makes_valid_settings_at_both_scales(name):
     assert preset.about
     for data, training in (
         (dict(preset.data), dict(preset.training)),
-        (reduced_data(preset.data), reduced_training(preset.training)),
+        (
+            reduced_data(preset.data, preset.laptop.get("data")),
+            reduced_training(preset.training, preset.laptop.get("training")),
+        ),
     ):
-        assert spec(**data).kind == preset.data["kind"]
-        assert TrainConfig(**training, recipe=Supervised(**preset.recipe)).epochs >= 1
+        assert spec(**data).kind == preset.data.get("kind", "slices")
+        for stage in preset.stages or ({},):
+            assert TrainConfig(**training | stage, recipe=Supervised(**preset.recipe)).epochs >= 1
+    assert preset.plan or "kind" in preset.data  # somebody decides what a sample is
 
 
 def test_an_unknown_preset_suggests_the_nearest():

@@ -16,7 +16,8 @@ from tfmuscle.errors import DataError
 from tfmuscle.files import read_json
 from tfmuscle.io import read_volume
 from tfmuscle.workflows.demo import demo
-from tfmuscle.workflows.learning import evaluate, predict
+from tfmuscle.workflows.evaluating import evaluate
+from tfmuscle.workflows.predicting import predict
 
 
 def oblique(affine, degrees=17.0):

@@ -19,10 +19,15 @@ from tfmuscle.files import read_json, write_json
 from tfmuscle.labels import LabelMap
 
 KINDS = ("slices", "stacks", "volumes", "sequences")
-NORMALISATIONS = ("zscore", "percentile", "minmax", "none")
+NORMALISATIONS = ("zscore", "zscore_all", "zscore_masked", "percentile", "ct", "minmax", "div255", "none")
+RESAMPLINGS = ("linear", "nnunet")
+PATCHES = ("grid", "random")
+BLENDS = ("probabilities", "logits")
+SELECTIONS = ("dice", "ema_dice", "loss")
+POSTPROCESSINGS = ("none", "cheena")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 SCALES = ("full", "laptop")
-SCHEDULES = ("constant", "cosine", "polynomial", "plateau")
+SCHEDULES = ("constant", "linear", "cosine", "polynomial", "plateau")
 OPTIMISERS = ("adam", "adamw", "sgd")
 AUGMENTATIONS = (
     "none", "light", "full", "nnunet", "mehrabi", "ni", "cheena", "cheena_coronal", "positional", "positional_paper",
@@ -36,6 +41,16 @@ def option(default: Any, help: str, *, choices: tuple[str, ...] | None = None) -
     if isinstance(default, dict | list):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def _tuples(value: Any) -> Any:
+    """Turns the lists of JSON into tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _lists(value: Any) -> Any:
+    """Turns tuples into the lists of JSON."""
+    return list(map(_lists, value)) if isinstance(value, tuple) else value
 
 
 class _Settings:
@@ -58,7 +73,7 @@ class _Settings:
         for item in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, item.name)
             value = value.to_dict() if isinstance(value, LabelMap) else value
-            content[item.name] = list(value) if isinstance(value, tuple) else value
+            content[item.name] = _lists(value)
         return content
 
     @classmethod
@@ -75,9 +90,7 @@ class _Settings:
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1)
                 raise ValueError(f"unknown setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in content.items()
-        }
+        values: dict[str, Any] = {key: _tuples(value) for key, value in content.items()}
         if isinstance(labels := values.get("label_map"), Mapping):
             values["label_map"] = LabelMap.from_dict(labels)
         try:
@@ -120,8 +133,22 @@ class DataSpec(_Settings):
         "SPL", "axis codes after preprocessing, slice axis first; none for untracked sweeps"
     )
     normalisation: str = option("zscore", "how intensities are scaled, per scan and channel", choices=NORMALISATIONS)
+    statistics: tuple[tuple[float, float, float, float], ...] | None = option(
+        None, "per channel mean, sd, lower and upper limit of the foreground over the dataset; for normalisation ct"
+    )
+    resampling: str = option(
+        "linear",
+        "linear; or nnU-Net's rules: intensities scaled first, cubic, and thick slices apart",
+        choices=RESAMPLINGS,
+    )
+    resize: bool = option(False, "resample each slice to exactly `size`, whatever its voxel size")
+    prior: bool = option(False, "the labels of an earlier network are further channels, one per structure")
     bias_field: bool = option(False, "N4 bias field correction before anything else")
     crop_nonzero: bool = option(False, "cut away the margin in which every channel is zero")
+    patches: str = option(
+        "grid", "training samples: windows on a grid, or anywhere in the scan, drawn anew at each step", choices=PATCHES
+    )
+    blend: str = option("probabilities", "what is averaged where predicted windows overlap", choices=BLENDS)
     overlap: float = option(0.5, "overlap of neighbouring samples in-plane, and of sub-volumes along the limb")
     folds: int = option(5, "folds of the cross-validation, by subject")
     test: float = option(0.0, "subjects held out of every fold: a count, or a share below 1")
@@ -165,6 +192,12 @@ class DataSpec(_Settings):
             )
         if not (0 <= self.test < 1 or self.test == self.test // 1 < math.inf):
             raise ValueError(f"test is {self.test}; a whole number of subjects, or a share below 1, is needed")
+        if self.normalisation == "ct" and (self.statistics is None or len(self.statistics) != len(self.channels)):
+            raise ValueError(
+                "normalisation is 'ct'; statistics of each channel are needed, which `tfmuscle plan` measures"
+            )
+        if self.resize and self.kind in ("volumes", "sequences"):
+            raise ValueError(f"resize goes with slices and stacks, not with {self.kind}; give a spacing")
         if self.folds < 1:
             raise ValueError(f"folds is {self.folds}; at least one fold is needed")
 
@@ -179,13 +212,18 @@ class DataSpec(_Settings):
         return (self.depth, *self.size)
 
     @property
+    def num_channels(self) -> int:
+        """Channels of a voxel: those of the image, and with `prior` one for each structure."""
+        return len(self.channels) + (self.num_classes - 1 if self.prior else 0)
+
+    @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of a model's main input without the batch axis."""
         if self.kind == "slices":
-            return (*self.size, len(self.channels))
+            return (*self.size, self.num_channels)
         if self.kind == "stacks":
-            return (*self.size, self.depth * len(self.channels))
-        return (self.depth, *self.size, len(self.channels))
+            return (*self.size, self.depth * self.num_channels)
+        return (self.depth, *self.size, self.num_channels)
 
     @property
     def label_shape(self) -> tuple[int, ...]:
@@ -206,10 +244,17 @@ class Supervised(_Settings):
     loss_options: dict[str, Any] = option({}, "keyword arguments of the loss, e.g. batch_dice=true")
     augmentation: str = option("light", "recipe of the random transforms", choices=AUGMENTATIONS)
     mirror: bool = option(True, "mirror images, exchanging left and right labels")
+    foreground: float = option(0.0, "share of each batch that is centred on a structure; for random patches")
+    deep_supervision: bool = option(False, "let the coarser outputs of the decoder learn too, with weights 1, 1/2, 1/4")
+    selection: str = option("dice", "what the kept epoch has the best of, on the validation fold", choices=SELECTIONS)
     patience: int = option(0, "epochs without improvement before stopping; 0 never stops early")
+    patience_of: str = option("dice", "what has to improve for training to go on", choices=SELECTIONS)
+    postprocessing: str = option("none", "cleaning of predicted labels", choices=POSTPROCESSINGS)
 
     def __post_init__(self) -> None:
         self._check_choices()
+        if not 0 <= self.foreground <= 1:
+            raise ValueError(f"foreground is {self.foreground}; a share from 0 to 1 is needed")
         if self.patience < 0:
             raise ValueError(f"patience is {self.patience}; 0 (never stop early) or more epochs are needed")
 
@@ -225,7 +270,8 @@ class TrainConfig(_Settings):
     batch_size: int = option(8, "samples per step")
     optimiser: str = option("adam", "optimiser", choices=OPTIMISERS)
     learning_rate: float = option(1e-3, "initial learning rate")
-    weight_decay: float = option(0.0, "decoupled weight decay; adamw only")
+    momentum: float = option(0.99, "Nesterov momentum of sgd")
+    weight_decay: float = option(0.0, "decoupled weight decay of adamw; L2 term added to the gradient of sgd")
     schedule: str = option("cosine", "how the learning rate falls", choices=SCHEDULES)
     precision: str = option("float32", "arithmetic; mixed_float16 in 3D needs a GPU", choices=PRECISIONS)
     fold: int = option(0, "fold used for validation")
@@ -243,9 +289,11 @@ class TrainConfig(_Settings):
             raise ValueError(f"learning_rate is {self.learning_rate}; a finite number is needed")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed is {self.seed}; a number from 0 to 2**32 - 1 is needed")
-        if self.weight_decay and self.optimiser != "adamw":
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum is {self.momentum}; a number from 0 to below 1 is needed")
+        if self.weight_decay and self.optimiser == "adam":
             raise ValueError(
-                f"weight_decay is {self.weight_decay}, which only adamw knows; optimiser is {self.optimiser!r}"
+                f"weight_decay is {self.weight_decay}, which adam does not know; choose optimiser adamw or sgd"
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -27,13 +27,35 @@ class Preset:
         data: fields of `DataSpec` it decides.
         training: fields of `TrainConfig` it decides.
         recipe: fields of `Supervised` it decides.
+        plan: configuration of nnU-Net's plan (`planning.nnunet`) that decides the rest from the dataset's fingerprint.
+        stages: trainings one after another, each going on with the last one's weights; fields of `TrainConfig`.
+        laptop: what `--scale laptop` decides besides the caps, in the parts "data", "training" and "recipe".
     """
 
     about: str
     data: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    plan: str = ""
+    stages: tuple[Mapping[str, Any], ...] = ()
+    laptop: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
+
+_CHEENA_DATA = {"kind": "slices", "size": (256, 256), "resize": True, "normalisation": "minmax"}
+_CHEENA_LAPTOP_DATA = {"size": (96, 96)}
+_NNUNET_TRAINING = {
+    "model": "unet", "epochs": 1000, "steps": 250, "optimiser": "sgd", "learning_rate": 0.01, "momentum": 0.99,
+    "weight_decay": 3e-5, "schedule": "polynomial",
+}  # fmt: skip
+_NNUNET_RECIPE = {
+    "loss": "dice_cross_entropy", "augmentation": "nnunet", "deep_supervision": True, "foreground": 0.33,
+    "selection": "ema_dice",
+}  # fmt: skip
+_SEED002_TRAINING = {
+    "model": "unet", "epochs": 40, "steps": 250, "optimiser": "adam", "learning_rate": 1e-3, "schedule": "linear",
+}  # fmt: skip
+_SEED002_RECIPE = {"loss": "dice_cross_entropy", "augmentation": "nnunet", "foreground": 0.33}
+_NNUNET_LAPTOP = {"training": {"epochs": 10, "steps": 25}}
 
 PRESETS: dict[str, Preset] = {
     "demo": Preset(
@@ -89,6 +111,124 @@ PRESETS: dict[str, Preset] = {
         },
         recipe={"loss": "dice_cross_entropy", "augmentation": "light"},
     ),
+    "cheena_resnet34": Preset(
+        about="ResNet34 U-Net for paediatric leg bones (Cheena): 256 x 256 slices, Dice + focal; about 20 s a scan on a"
+        " T4. Give ImageNet weights with --option encoder_weights=FILE, which freezes the encoder.",
+        data=_CHEENA_DATA,
+        training={
+            "model": "resnet34_unet",
+            "epochs": 50,
+            "batch_size": 16,
+            "learning_rate": 1e-4,
+            "schedule": "linear",
+        },
+        recipe={
+            "loss": "dice_focal",
+            "augmentation": "cheena",
+            "patience": 10,
+            "patience_of": "loss",
+            "postprocessing": "cheena",
+        },
+        laptop={"data": _CHEENA_LAPTOP_DATA, "training": {"epochs": 8, "batch_size": 8, "learning_rate": 1e-3}},
+    ),
+    "cheena_unet2d": Preset(
+        about="Baseline of the same paper: plain 2D U-Net of 31 M weights, Dice loss, Adam 1e-3, batch 30.",
+        data=_CHEENA_DATA,
+        training={
+            "model": "unet2d",
+            "epochs": 50,
+            "batch_size": 30,
+            "learning_rate": 1e-3,
+            "schedule": "constant",
+        },
+        recipe={
+            "loss": "dice",
+            "augmentation": "cheena",
+            "patience": 10,
+            "patience_of": "loss",
+            "postprocessing": "cheena",
+        },
+        laptop={
+            "data": _CHEENA_LAPTOP_DATA,
+            "training": {"epochs": 8, "batch_size": 8, "model_options": {"filters": 16}},
+        },
+    ),
+    "nnunet_2d": Preset(
+        about="nnU-Net v2's rules in 2D: plan from the fingerprint, 1000 epochs of 250 steps; days on a GPU.",
+        training=_NNUNET_TRAINING,
+        recipe=_NNUNET_RECIPE,
+        plan="2d",
+        laptop=_NNUNET_LAPTOP,
+    ),
+    "nnunet_3d": Preset(
+        about="nnU-Net v2's rules in 3D at full resolution; 1000 epochs of 250 steps, a day or two on a GPU.",
+        training=_NNUNET_TRAINING,
+        recipe=_NNUNET_RECIPE,
+        plan="3d_fullres",
+        laptop=_NNUNET_LAPTOP,
+    ),
+    "nnunet_3d_lowres": Preset(
+        about="nnU-Net v2's first stage of two, for scans far larger than a patch.",
+        training=_NNUNET_TRAINING,
+        recipe=_NNUNET_RECIPE,
+        plan="3d_lowres",
+        laptop=_NNUNET_LAPTOP,
+    ),
+    "nnunet_3d_cascade": Preset(
+        about="nnU-Net v2's second stage: full resolution, the first stage's labels as further channels.",
+        training=_NNUNET_TRAINING,
+        recipe=_NNUNET_RECIPE,
+        plan="3d_cascade_fullres",
+        laptop=_NNUNET_LAPTOP,
+    ),
+    "nnunet_2d_seed002": Preset(
+        about="nnU-Net in 2D as Cheena describes it: max-pooling, Adam 1e-3 falling 1e-5 an epoch, 40 epochs.",
+        training=_SEED002_TRAINING,
+        recipe=_SEED002_RECIPE,
+        plan="2d",
+        laptop=_NNUNET_LAPTOP,
+    ),
+    "nnunet_3d_seed002": Preset(
+        about="nnU-Net in 3D as Cheena describes it: max-pooling, Adam 1e-3 falling 1e-5 an epoch, 40 epochs.",
+        training=_SEED002_TRAINING,
+        recipe=_SEED002_RECIPE,
+        plan="3d_fullres",
+        laptop=_NNUNET_LAPTOP,
+    ),
+    "hdenseunet": Preset(
+        about="H-DenseUNet: DenseUNet-161 on three slices, then a 3D branch, then both end to end (Li et al. 2018).",
+        data={"kind": "volumes", "depth": 8, "size": (224, 224), "normalisation": "zscore", "patches": "random"},
+        training={
+            "model": "hdenseunet",
+            "epochs": 30,
+            "steps": 250,
+            "batch_size": 1,
+            "optimiser": "sgd",
+            "learning_rate": 1e-3,
+            "momentum": 0.9,
+            "schedule": "polynomial",
+        },
+        recipe={"loss": "weighted_cross_entropy", "augmentation": "light", "foreground": 0.33},
+        stages=(
+            {"model_options": {"stage": "slices"}},
+            {"model_options": {"stage": "volume"}},
+            {"model_options": {"stage": "both"}},
+        ),
+        laptop={
+            "data": {"size": (96, 96)},
+            "training": {
+                "epochs": 4,
+                "steps": 15,
+                "learning_rate": 1e-2,
+                "model_options": {
+                    "blocks_2d": [2, 2, 2, 2],
+                    "growth_2d": 12,
+                    "blocks_3d": [2, 2, 2, 2],
+                    "growth_3d": 8,
+                },
+            },
+        },
+    ),
 }
 
 
@@ -105,8 +245,10 @@ def get_preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def reduced_data(settings: Mapping[str, Any]) -> dict[str, Any]:
+def reduced_data(settings: Mapping[str, Any], own: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Returns the `DataSpec` fields of `--scale laptop`: edges of a sample are capped, multiples of 16 kept.
+
+    `own` is what the preset's `laptop` says; it beats the caps.
 
     >>> reduced_data({"kind": "volumes", "size": (192, 160), "depth": 96})
     {'kind': 'volumes', 'size': (64, 64), 'depth': 64, 'scale': 'laptop'}
@@ -118,11 +260,13 @@ def reduced_data(settings: Mapping[str, Any]) -> dict[str, Any]:
         reduced["size"] = tuple(min(edge, limit) for edge in settings["size"])
     if volumes and "depth" in settings:
         reduced["depth"] = min(settings["depth"], limit)
-    return reduced
+    return reduced | dict(own or {})
 
 
-def reduced_training(settings: Mapping[str, Any]) -> dict[str, Any]:
+def reduced_training(settings: Mapping[str, Any], own: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Returns the `TrainConfig` fields of `--scale laptop`: root width, epochs and steps are capped.
+
+    `own` is what the preset's `laptop` says; it beats the caps.
 
     >>> reduced_training({"epochs": 200, "model_options": {"filters": 32}})
     {'epochs': 30, 'model_options': {'filters': 16}, 'scale': 'laptop'}

@@ -8,7 +8,7 @@ A `DataError` is printed on one line and exits with 1; a misused option exits wi
 keeps its traceback. Subjects that failed are listed last, and the exit code is 1.
 """
 
-from tfmuscle.cli import data, importing, learning, preparing, segmentations, surfaces, ultrasound
+from tfmuscle.cli import data, importing, learning, predicting, preparing, segmentations, surfaces, ultrasound
 from tfmuscle.cli.base import tfmuscle_group
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "importing",
     "learning",
     "main",
+    "predicting",
     "preparing",
     "segmentations",
     "surfaces",

@@ -1,4 +1,4 @@
-"""Commands from records to numbers: fit, predict, evaluate, and what there is to choose from."""
+"""Commands of training: fit, the demo, and what there is to choose from."""
 
 import dataclasses
 import json
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tfmuscle.cli.base import FOLDER, Bar, checked, command, finish, given, print_list, setting
+from tfmuscle.cli.base import FOLDER, Bar, checked, command, given, print_list, setting
 from tfmuscle.config import Supervised, TrainConfig
 from tfmuscle.presets import PRESETS
 from tfmuscle.quiet import quiet_start
@@ -93,48 +93,6 @@ def parse_options(texts: tuple[str, ...]) -> dict[str, Any]:
         except json.JSONDecodeError:
             options[name] = value
     return options
-
-
-@command(name="predict")
-@click.option("-m", "--model", "run", type=FOLDER, required=True, help="run folder made by fit")
-@click.option(
-    "-i", "--input", "source", type=FOLDER, required=True, help="scan, DICOM series, folder of them, or dataset"
-)
-@click.option("-o", "--output", "out", type=FOLDER, required=True, help="folder, or a file name for one scan")
-@click.option(
-    "--split", "part", type=click.Choice(["train", "validation", "test"]), help="only these subjects of the dataset"
-)
-@click.option("--mirror/--no-mirror", default=True, show_default=True, help="average over mirrored copies")
-@click.option("--resume", is_flag=True, help="keep predictions that are there")
-def predict_command(run: Path, source: Path, out: Path, part: str | None, mirror: bool, resume: bool) -> None:
-    """Segment scans; every output lies on exactly its scan's grid."""
-    with quiet_start():
-        from tfmuscle.workflows.learning import predict
-
-    result = predict(run, source, out, part=part, mirror=mirror, resume=resume, progress=Bar())
-    for warning in result.warnings:
-        click.echo(f"Warning: {warning}", err=True)
-    click.echo(f"{len(result.written)} scan(s) segmented in {out}" + (" (reduced)" if result.reduced else ""))
-    finish(result.failures)
-
-
-@command(name="evaluate")
-@click.option("-i", "--input", "predictions", type=FOLDER, required=True, help="folder of predictions")
-@click.option("-r", "--references", type=FOLDER, required=True, help="folder of reference labels, or a dataset")
-@click.option("-o", "--output", "out", type=FOLDER, required=True, help="folder of the report")
-@click.option("--images", type=FOLDER, help="scans for the overlays, when the references are no dataset")
-@click.option("--observer2", type=FOLDER, help="a second annotator's labels: marks structures within human variability")
-def evaluate_command(
-    predictions: Path, references: Path, out: Path, images: Path | None, observer2: Path | None
-) -> None:
-    """Compare predictions with references: Dice, surface distances and volumes per subject and structure."""
-    with quiet_start():
-        from tfmuscle.workflows.learning import evaluate
-
-    result = evaluate(predictions, references, out, images=images, observer2=observer2, progress=Bar())
-    click.echo(result.table())
-    click.echo(f"Tables, figures and report.html in {out}")
-    finish(result.failures)
 
 
 @command(name="models")

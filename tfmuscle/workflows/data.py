@@ -139,7 +139,7 @@ def plan_spec(
         plan = {name: getattr(suggested, name) for name in DataSpec.__dataclass_fields__}
     plan |= chosen | {"preset": preset, "kind": kind}
     if scale == "laptop":
-        plan = reduced_data(plan)
+        plan = reduced_data(plan, get_preset(preset).laptop.get("data") if preset else None)
     return DataSpec(**plan | dict(settings) | {"scale": scale})
 
 

@@ -13,7 +13,9 @@ from tfmuscle.files import write_json
 from tfmuscle.subjects import read_dataset
 from tfmuscle.workflows.building import Progress, build_records
 from tfmuscle.workflows.data import phantom, plan_spec
-from tfmuscle.workflows.learning import evaluate, fit, plan_training, predict
+from tfmuscle.workflows.evaluating import evaluate
+from tfmuscle.workflows.learning import fit, plan_training
+from tfmuscle.workflows.predicting import predict
 
 SUBJECTS = 12
 SEED = 7
