@@ -134,7 +134,7 @@ def test_image_labels_map_and_volumes_fit(phantoms, kind):
 def test_numbers_of_structures(phantoms):
     # bones: 5; thigh: 12 muscles and the femur, twice; lower limb: 35 + 5, twice; ultrasound: 3
     assert {kind: len(phantoms[kind].volumes_ml) for kind in KINDS} == {
-        "bones": 5, "thigh": 26, "lower-limb": 80, "ultrasound": 3,
+        "bones": 5, "thigh": 26, "lower-limb": 80, "ultrasound": 3, "child-bones": 4,
     }  # fmt: skip
 
 
@@ -182,7 +182,7 @@ def test_a_left_and_a_right_bones_phantom_both_occur():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_no_labelled_structure_is_cut_by_the_view(seed):
-    for kind in ("bones", "lower-limb"):
+    for kind in ("bones", "lower-limb", "child-bones"):
         labels = make_phantom(kind, seed=seed, scale=1.5).labels.array
         for axis in range(3):
             assert not np.take(labels, [0, -1], axis=axis).any(), (kind, axis)
@@ -210,6 +210,28 @@ def test_the_subject_does_not_depend_on_contrast_or_grid(phantoms):
     assert half.volumes_ml == pytest.approx(phantoms["bones"].volumes_ml, rel=1e-3)
     fine = make_phantom("bones", seed=3, spacing=(4.6, 4.6, 5.0))
     assert fine.labels.array.shape == (48, 48, round(72 * 14.5 / 5.0))
+
+
+def test_a_child_is_a_small_adult_with_the_labels_of_the_bone_pipeline(phantoms):
+    child = phantoms["child-bones"]
+    assert child.label_map.to_dict() == {"background": 0, "tibia": 1, "femur": 2, "fibula": 3, "pelvis": 4}
+    assert child.image.geometry.spacing == pytest.approx((1.61, 1.61, 7.63))
+    z = {name: centre_mm(child, name)[2] for name in child.volumes_ml}
+    assert z["pelvis"] > z["femur"] > z["tibia"] and 400 < z["pelvis"] - z["tibia"] < 480  # of a limb of 1.22 m in all
+    fine = make_phantom("child-bones", seed=3, spacing=(1.43, 1.43, 1.43))  # 1.0 mm in the child
+    for name, volume in fine.volumes_ml.items():
+        counted = (fine.labels.array == fine.label_map.id_of(name)).sum() * fine.labels.geometry.voxel_volume_ml
+        assert counted == pytest.approx(volume, rel=0.01), name
+
+
+def test_a_second_cohort_has_other_contrast_and_the_same_bones(phantoms):
+    water = make_phantom("child-bones", seed=3, contrast="water")
+    first = phantoms["child-bones"]
+    assert np.array_equal(water.labels.array, first.labels.array) and water.image.array.ndim == 3
+    inside = first.labels.array == first.label_map.id_of("femur")
+    around = (first.image.array > np.median(first.image.array)) & (first.labels.array == 0)
+    for phantom, bright in ((first, True), (water, False)):  # marrow is fat: bright in T1, dark where fat is suppressed
+        assert (phantom.image.array[inside].mean() > phantom.image.array[around].mean() * 0.8) == bright
 
 
 def test_a_grid_of_one_voxel_still_works():
@@ -330,7 +352,7 @@ def test_smooth_field_has_unit_variance_and_is_smooth():
         ({"seed": -1}, "seed is -1; use 0, 1, 2"),
         ({"scale": 0.0}, "scale is 0.0; use a positive factor"),
         ({"scale": float("nan")}, "scale is nan; use a positive factor"),
-        ({"contrast": "ct"}, "contrast is 'ct'; choose one of t1, dixon, ultrasound"),
+        ({"contrast": "ct"}, "contrast is 'ct'; choose one of t1, water, dixon, ultrasound"),
         ({"spacing": (1.0, 0.0, 1.0)}, "a spacing is three positive numbers"),
     ],
 )

@@ -1,7 +1,7 @@
 """Synthetic limbs whose true labels and volumes are known: for demos, tests and benchmarks.
 
 `make_phantom` draws a subject (build, fat, muscle proportions, pose), shapes its limbs and paints an image of them.
-A phantom shows that software works, and nothing about patients. Four kinds:
+A phantom shows that software works, and nothing about patients. Five kinds:
 
 * "bones": one whole limb, left or right by chance, in thick slices; five bones are labelled, muscles are only seen.
   Names carry no side, as every view holds one limb.
@@ -9,6 +9,8 @@ A phantom shows that software works, and nothing about patients. Four kinds:
 * "lower-limb": 35 muscles and five bones of both sides, ankle to hip.
 * "ultrasound": a sweep along a left calf in a water bath, three muscles. The beam runs along axis 1 from index 0,
   axis 2 is the sweep; the coordinates are the probe's, not a patient's.
+* "child-bones": one whole limb of a child, with the four labels of Cheena's bone pipeline: tibia 1, femur 2, fibula 3,
+  pelvis 4 (the hip bone of that limb). The contrast "water" makes a second cohort of other appearance.
 
 Where things are: `anatomy.py` is the mean limb, `parameters.py` every other number, with unit and reason. `limb.py`
 is the shape and its closed-form volumes, `intensities.py` the image, `deformation.py` new bodies from given labels.
@@ -40,7 +42,9 @@ from tfmuscle.volume import Geometry, Volume
 
 __all__ = ["CONTRASTS", "KINDS", "Phantom", "deform_labels", "image_from_labels", "make_phantom"]
 
-KINDS = ("bones", "thigh", "lower-limb", "ultrasound")
+KINDS = ("bones", "thigh", "lower-limb", "ultrasound", "child-bones")
+_CHILD_BONES = {"tibia": "tibia", "femur": "femur", "fibula": "fibula", "hip": "pelvis"}
+"""Bone of the limb -> its name in the bone pipeline, in the order of the ids."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,20 +94,37 @@ def make_phantom(
     check_contrast(contrast)
     shape_rng, image_rng = (np.random.default_rng([seed, KINDS.index(kind), part]) for part in range(2))
     body = limb.make_body(shape_rng)
-    sides = SIDES if kind in ("thigh", "lower-limb") else (SIDES[shape_rng.integers(2) if kind == "bones" else 0],)
+    single = SIDES[shape_rng.integers(2) if kind in ("bones", "child-bones") else 0]
+    sides = SIDES if kind in ("thigh", "lower-limb") else (single,)
     geometry = _view(kind, body, sides, shape_rng)
     if spacing is not None or scale != 1.0:
         geometry = geometry.resampled(tuple(size * scale for size in spacing or geometry.spacing))
     structures, all_volumes = _structures(body, sides, geometry)
-    image = paint(_tissues(body, sides, structures, geometry), structures, geometry, contrast=contrast, rng=image_rng)
+    tissues = _tissues(body, sides, structures, geometry)
+    if kind == "child-bones":
+        geometry, all_volumes = _shrunk(geometry, all_volumes)
+    image = paint(tissues, structures, geometry, contrast=contrast, rng=image_rng)
     label_map = _label_map(kind)
     labels, volumes_ml = _chosen(structures, all_volumes, label_map)
     return Phantom(Volume(image, geometry), Volume(labels, geometry), label_map, volumes_ml)
 
 
+def _shrunk(geometry: Geometry, volumes: dict[str, float]) -> tuple[Geometry, dict[str, float]]:
+    """Makes a child's limb of an adult's: the same voxels, all lengths times `CHILD_SIZE`; bones by other names."""
+    affine = geometry.affine.copy()
+    affine[:3] *= p.CHILD_SIZE
+    shrunk = {}
+    for name, volume in volumes.items():
+        bone, _, side = name.rpartition("_")
+        shrunk[f"{_CHILD_BONES.get(bone, bone)}_{side}"] = volume * p.CHILD_SIZE**3
+    return Geometry(geometry.shape, affine), shrunk
+
+
 def _label_map(kind: str) -> LabelMap:
     if kind == "lower-limb":
         return lower_limb()
+    if kind == "child-bones":
+        return LabelMap(dict(enumerate(_CHILD_BONES.values(), start=1)))
     if kind == "thigh":
         names = [f"{name}_{side}" for name in (*anatomy.THIGH_MUSCLES, "femur") for side in SIDES]
     else:

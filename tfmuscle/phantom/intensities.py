@@ -23,7 +23,7 @@ from tfmuscle.volume import Geometry, Volume
 TISSUES = ("air", "skin", "fat", "muscle", "marrow", "viscera")
 """Tissue numbers 0, 1, ...; compact bone and septa are drawn on borders and have no number."""
 AIR, SKIN, FAT, MUSCLE, MARROW, VISCERA = range(len(TISSUES))
-CONTRASTS = ("t1", "dixon", "ultrasound")
+CONTRASTS = ("t1", "water", "dixon", "ultrasound")
 BONE_WORDS = frozenset(
     ("bone", "bones", "femur", "tibia", "fibula", "patella", "hip", "pelvis", "ilium", "ischium", "pubis", "sacrum")
 )
@@ -55,7 +55,7 @@ def image_from_labels(labels: Volume, label_map: LabelMap, *, contrast: str = "t
     Args:
         labels: integer ids `(I, J, K)`.
         label_map: what the ids mean.
-        contrast: "t1", "dixon" or "ultrasound".
+        contrast: "t1", "water" (fat-suppressed), "dixon" or "ultrasound".
         seed: any non-negative integer.
 
     Raises:
@@ -112,7 +112,7 @@ def paint(
         tissues: `(I, J, K)` numbers of `TISSUES`.
         structures: `(I, J, K)` integers, different for different structures, 0 outside.
         geometry: their grid.
-        contrast: "t1", "dixon" or "ultrasound".
+        contrast: "t1", "water" (fat-suppressed), "dixon" or "ultrasound".
         rng: where every random number comes from.
     """
     spacing = geometry.spacing
@@ -120,7 +120,7 @@ def paint(
         return _ultrasound(tissues, structures, spacing, rng)
     shares = _thin_layers(tissues, structures, spacing, p.SEPTUM_MM)
     infiltration = _infiltration(tissues == MUSCLE, spacing, rng)
-    tables = [p.T1_SIGNAL] if contrast == "t1" else [p.WATER_SIGNAL, p.FAT_SIGNAL]
+    tables = {"t1": [p.T1_SIGNAL], "water": [p.WATER_SIGNAL]}.get(contrast, [p.WATER_SIGNAL, p.FAT_SIGNAL])
     noise = rng.uniform(*p.NOISE)
     gain = rng.uniform(*p.GAIN)
     bias = smooth_field(geometry.shape, spacing, p.BIAS_MM, rng)
@@ -135,7 +135,7 @@ def paint(
         signal = ndimage.gaussian_filter(signal, p.BLUR_VOXELS, mode="nearest", truncate=3) * bias
         real, imaginary = (rng.standard_normal(signal.shape, dtype=np.float32) * np.float32(noise) for _ in range(2))
         channels.append((gain * np.hypot(signal + real, imaginary)).astype(np.float32))
-    return channels[0] if contrast == "t1" else np.stack(channels, axis=-1)
+    return channels[0] if len(channels) == 1 else np.stack(channels, axis=-1)
 
 
 def _signal(tissues: np.ndarray, shares: dict[str, np.ndarray], table: dict[str, float]) -> np.ndarray:

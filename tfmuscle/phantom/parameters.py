@@ -145,5 +145,9 @@ VIEWS: dict[str, tuple[tuple[int, int, int], tuple[float, float, float], float, 
     "thigh": ((192, 112, 48), (2.2, 2.2, 5.0), 185.0, -2.0),
     "lower-limb": ((140, 92, 216), (3.0, 3.0, 5.0), 98.0, -10.0),
     "ultrasound": ((128, 128, 100), (1.2, 1.2, 1.5), -125.0, -14.0),
+    "child-bones": ((96, 96, 96), (2.3, 2.3, 10.9), 83.0, -8.0),
 }
-"""Default grids. bones: one whole limb in thick slices, like a quick whole-leg scan; others as in common protocols."""
+"""Default grids. bones: one whole limb in thick slices, like a quick whole-leg scan; others as in common protocols.
+That of child-bones is of the adult limb, before it shrinks by CHILD_SIZE: voxels of 1.6 x 1.6 x 7.6 mm."""
+CHILD_SIZE = 0.7
+"""Size of the child against the adult in every direction: about 1.22 m against 1.75 m, seven years."""
