@@ -97,6 +97,9 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
     with pytest.raises(DataError, match="cannot be written .*; choose another output"):
         write_text(tmp_path / "file" / "a.txt", "x")
     assert (tmp_path / "file").read_text() == "no folder"
+    if Path("/proc/self").is_dir():  # a place that says "no such file" where nobody may make one
+        with pytest.raises(DataError, match="cannot be written .*; choose another output"):
+            write_text("/proc/tfmuscle.txt", "x")
 
 
 def test_json_keeps_letters_and_turns_nan_into_null(tmp_path):

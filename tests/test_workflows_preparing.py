@@ -202,6 +202,8 @@ def test_fat_fraction_refuses(dixon):
     for inputs in ({"labels": dixon / "labels.nii.gz"}, {}):
         with pytest.raises(DataError, match="is an input and would be lost"):
             fat_fraction(water, fat, inputs.get("labels", water), **inputs)
+    with pytest.raises(DataError, match="is given as water and as fat"):
+        fat_fraction(water, water, out)
     with pytest.raises(ValueError, match="volumes are written as"):
         fat_fraction(water, fat, dixon / "o.txt")
     with pytest.raises(DataError, match="small.nii.gz: .*different grids"):

@@ -58,11 +58,13 @@ def fat_fraction(
 
     Raises:
         ValueError: `out` has another ending.
-        DataError: a file is missing or broken, `out` is one of them, or the grids differ.
+        DataError: a file is missing or broken, `out` is one of them, both are the same, or the grids differ.
     """
     check_suffix(out)
     beside = Path(out).with_name(f"{case_id(out)}.csv")
     check_outputs([out, beside], [water, fat, labels, names])
+    if Path(water).resolve() == Path(fat).resolve():
+        raise DataError(f"{fat}: is given as water and as fat, which makes 50 % everywhere; give two images")
     one, other = _finite_image(water), _finite_image(fat)
     try:
         fraction = fraction_of(one, other)
