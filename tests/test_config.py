@@ -124,6 +124,13 @@ def test_every_preset_makes_valid_settings_at_both_scales(name):
     assert preset.plan or "kind" in preset.data  # somebody decides what a sample is
 
 
+def test_what_a_preset_says_of_a_laptop_beats_the_caps():
+    preset = get_preset("hdenseunet")
+    reduced = reduced_training(preset.training, preset.laptop["training"])
+    assert (reduced["epochs"], reduced["steps"], reduced["model_options"]["growth_3d"]) == (4, 15, 8)
+    assert reduced_data(preset.data, preset.laptop["data"])["size"] == (96, 96)
+
+
 def test_an_unknown_preset_suggests_the_nearest():
     with pytest.raises(ValueError, match="no preset is called 'hipocampus'; did you mean 'hippocampus'"):
         get_preset("hipocampus")

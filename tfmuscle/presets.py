@@ -280,4 +280,5 @@ def reduced_training(settings: Mapping[str, Any], own: Mapping[str, Any] | None 
     options = dict(settings.get("model_options", {}))
     if settings.get("model", "unet") == "unet":
         options["filters"] = min(options.get("filters", LAPTOP_FILTERS), LAPTOP_FILTERS)
-    return reduced | {"model_options": options}
+    own = dict(own or {})
+    return reduced | own | {"model_options": options | dict(own.get("model_options", {}))}
