@@ -10,7 +10,18 @@ import pytest
 import tfmuscle
 
 PACKAGE = Path(tfmuscle.__file__).parent
-CLI_FAMILIES = ("data", "importing", "learning", "predicting", "preparing", "segmentations", "surfaces", "ultrasound")
+CLI_FAMILIES = (
+    "comparing",
+    "data",
+    "importing",
+    "learning",
+    "planning",
+    "predicting",
+    "preparing",
+    "segmentations",
+    "surfaces",
+    "ultrasound",
+)
 FLOORS = {
     "errors": 0, "labels": 0, "volume": 0, "quiet": 0,
     "files": 1,
@@ -18,6 +29,7 @@ FLOORS = {
     "presets": 3, "io": 3, "phantom": 3, "metrics": 3, "layers": 3, "losses": 3,
     "subjects": 4, "folds": 4, "preprocessing": 4, "surfaces": 4, "compounding": 4,
     "planning": 5, "label_sources": 5, "sampling": 5, "report": 5, "registration": 5,
+    "postprocessing": 5,
     "records": 6, "augmentation": 6, "models": 6,
     "inference": 7,
     "training": 8,
@@ -27,6 +39,7 @@ FLOORS = {
 }  # fmt: skip
 LOCAL_IMPORTS_ALLOWED = {
     *(f"cli/{family}.py" for family in CLI_FAMILIES),
+    "inference/engines.py",
     "models/__init__.py",
     "workflows/beam.py",
 }

@@ -8,6 +8,7 @@ from keras import ops
 
 from tfmuscle.labels import IGNORE
 from tfmuscle.losses import LOSSES, describe_losses, get_loss
+from tfmuscle.losses.voxelwise import inverse_frequencies
 
 EVERY = sorted(LOSSES)
 KNOWN_AT_HALF = {
@@ -242,6 +243,14 @@ def test_weighted_cross_entropy_by_hand():
     assert float(first_only(labels, prediction)) == pytest.approx(math.log(2), rel=1e-6)
     with pytest.raises(ValueError, match="3 class weights for 2 classes; give one per class"):
         get_loss("weighted_cross_entropy", class_weights=(1, 1, 1))(labels, prediction)
+    with pytest.raises(ValueError, match="class weights 'dataset' are filled in by training; give a number per class"):
+        get_loss("weighted_cross_entropy", class_weights="dataset")(labels, prediction)
+
+
+def test_inverse_frequencies_by_hand():
+    # 1/600, 1/300, 1/100 are as 1 : 2 : 6, their mean 3; the absent class has no say
+    assert inverse_frequencies([600, 300, 0, 100]) == pytest.approx([1 / 3, 2 / 3, 0, 2])
+    assert inverse_frequencies([0, 0]) == [0, 0]
 
 
 def test_focal_without_focus_is_cross_entropy():
@@ -320,6 +329,7 @@ def test_composite_is_the_sum_of_its_parts():
         ("focal", {"gamma": math.nan}, "gamma is nan; a non-negative number is needed"),
         ("boundary_band", {"size": 4}, "size is 4; an odd number of voxels from 3 on is needed"),
         ("weighted_cross_entropy", {"class_weights": (1, -1)}, "class weight is -1; a non-negative number is needed"),
+        ("weighted_cross_entropy", {"class_weights": "data"}, "class_weights is 'data'; give a number per class, or"),
         ("composite", {"weights": (1, 1)}, "2 weights; five are needed: 1.0 dice"),
     ],
 )

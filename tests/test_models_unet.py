@@ -1,4 +1,4 @@
-"""The U-Net: sizes by hand, blocks, norms, poolings."""
+"""The U-Nets: sizes by hand, blocks, norms, poolings, plans."""
 
 import itertools
 import math
@@ -17,12 +17,6 @@ pytestmark = pytest.mark.filterwarnings(
     # NumPy 2.4 about TensorFlow 2.21 variables, whenever Keras writes them; ends with TensorFlow's support of `copy`.
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
 )
-
-SMALL = {"unet": {"filters": 4, "levels": 3}}
-
-
-def build_small(name, input_shape, num_classes=3, **options):
-    return models.build(name, input_shape, num_classes, **SMALL.get(name, {}), **options)
 
 
 def noise(*shape):
@@ -52,9 +46,109 @@ def test_unet_size_by_hand():
     assert count(model.weights) == count(model.trainable_weights) == encoder + decoder
 
 
-def test_unet_has_the_size_of_nnunet():
-    # the published plan for isotropic volumes: 128³, 6 stages, about 31.2 million
-    assert models.describe("unet")["parameters"] == pytest.approx(31.2e6, rel=0.002)
+@pytest.mark.parametrize(
+    ("shape", "num_classes", "levels", "options", "size"),
+    [
+        ((128, 128, 128, 1), 5, 6, {}, 31_198_009),
+        ((256, 256, 1), 2, 7, {"max_filters": 512}, 33_471_820),
+        ((512, 512, 1), 2, 8, {"max_filters": 512}, 46_324_558),
+        ((48, 64, 64, 2), 3, 4, {"filters": 4, "max_filters": 20, "kernels": [[1, 3, 3], [1, 3, 3], 3, 3],
+          "strides": [1, [1, 2, 2], 2, [1, 2, 2]]}, 56_793),
+    ],
+)  # fmt: skip
+def test_unet_has_the_size_of_nnunet(shape, num_classes, levels, options, size):
+    # counted in PyTorch: PlainConvUNet of dynamic_network_architectures (nnU-Net 2.8.1), two convolutions per stage,
+    # biases, affine instance norm, a head at each stage of the decoder
+    plan = {"strides": [1] + [2] * (levels - 1), "kernels": [3] * levels} | options
+    assert models.build("unet", shape, num_classes, deep_supervision=True, **plan).count_params() == size
+
+
+def test_strided_windows_are_centred_as_in_pytorch():
+    # a kernel whose middle alone is 1 takes every second voxel, beginning with the first
+    images = noise(1, 6, 8, 10, 1)
+    for kernel, strides in (((3, 3, 3), (2, 2, 2)), ((1, 3, 3), (1, 2, 2)), ((3, 5, 1), (1, 2, 2))):
+        image = keras.Input((6, 8, 10, 1))
+        model = keras.Model(image, blocks.convolution(image, 1, kernel=kernel, strides=strides, name="conv"))
+        weight = np.zeros((*kernel, 1, 1))
+        weight[tuple(edge // 2 for edge in kernel)] = 1
+        model.set_weights([weight, np.zeros(1)])
+        taken = tuple(slice(None, None, stride) for stride in strides)
+        np.testing.assert_array_equal(model(images).numpy(), images[:, *taken])
+
+
+@pytest.mark.parametrize("pooling", ["stride", "max"])
+def test_a_plan_decides_shapes_and_kernels(pooling):
+    plan = {"strides": [[1, 1, 1], [1, 2, 2], [2, 2, 1]], "kernels": [[1, 3, 3], [3, 3, 3], [3, 3, 1]]}
+    model = models.build("unet", (6, 16, 16, 1), 3, filters=2, deep_supervision=True, pooling=pooling, **plan)
+    found = [model.get_layer(f"encoder{level}_act1").output.shape[1:] for level in range(3)]
+    assert found == [(6, 16, 16, 2), (6, 8, 8, 4), (3, 4, 8, 8)]
+    for part in ("encoder", "decoder"):
+        for level in range(2 if part == "decoder" else 3):
+            for number in range(2):
+                assert list(model.get_layer(f"{part}{level}_conv{number}").kernel_size) == plan["kernels"][level]
+    assert [model.get_layer(f"decoder{level}_up").kernel_size for level in (0, 1)] == [(1, 2, 2), (2, 2, 1)]
+    shapes = {name: tuple(output.shape[1:]) for name, output in model(noise(1, 6, 16, 16, 1)).items()}
+    assert shapes == {"probabilities": (6, 16, 16, 3), "probabilities_1": (6, 8, 8, 3)}
+    strides = [model.get_layer(f"encoder{level}_conv0").strides for level in range(3)]
+    pooled = [layer.pool_size for layer in model.layers if isinstance(layer, keras.layers.MaxPooling3D)]
+    steps = [(1, 2, 2), (2, 2, 1)]
+    assert (strides[1:], pooled) == ((steps, []) if pooling == "stride" else ([(1, 1, 1)] * 2, steps))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strides": 2}, "strides is 2; a list is needed that has, for each level, one positive whole number or 2 of"),
+        ({"strides": [1, [2, 2, 2]]}, "strides is .*; a list is needed that has, for each level"),
+        ({"strides": [1, 2.0]}, "strides is .*; a list is needed"),
+        ({"strides": []}, "strides is empty; one entry per level is needed"),
+        ({"strides": [2, 2]}, "strides is .2, 2.; at least two levels are needed, the first all 1 and no other"),
+        ({"strides": [1]}, "strides is .1.; at least two levels are needed"),
+        ({"strides": [1, [1, 1]]}, "strides is .*; at least two levels are needed, the first all 1 and no other"),
+        ({"strides": [1, [2, 3]]}, r"input_shape \(16, 16, 1\): strides need multiples of 2 x 3; use 16 x 15"),
+        ({"strides": [1, 2], "levels": 3}, "levels is 3 and strides has 2 levels; leave levels out"),
+        ({"strides": [1, 2], "kernels": [3]}, "kernels has 1 levels; 2 are needed, as many as the network has"),
+        ({"strides": [1, 2], "kernels": [3, [3, 2]]}, "kernels is .*; odd numbers are needed"),
+        ({"strides": [1, 2], "kernels": "33"}, "kernels is '33'; a list is needed"),
+        ({"strides": [1, 2], "pooling": "mean"}, "pooling is 'mean'; choose one of stride, max"),
+    ],
+)
+def test_plans_that_are_none(options, message):
+    with pytest.raises(ValueError, match=message):
+        models.build("unet", (16, 16, 1), 2, **options)
+
+
+# the plain 2D U-Net
+
+
+def test_unet2d_has_the_published_size():
+    # methods, five classes; one channel, for with three it would be 1152 = 3 * 3 * 2 * 64 more
+    assert models.describe("unet2d")["parameters"] == 31_030_853
+    assert models.build("unet2d", (256, 256, 1), 5, up_kernel=3).count_params() == 34_512_453
+
+
+def test_unet2d_layers():
+    model = models.build("unet2d", (32, 48, 1), 3, filters=2)
+    widths = [model.get_layer(f"encoder{level}_conv1").output.shape[1:] for level in range(4)]
+    assert widths == [(32, 48, 2), (16, 24, 4), (8, 12, 8), (4, 6, 16)]
+    assert model.get_layer("bottleneck_conv1").output.shape[1:] == (2, 3, 32)
+    assert model.get_layer("dropout").rate == 0.5
+    kinds = {type(layer).__name__ for layer in model.layers}
+    assert kinds == {"InputLayer", "Conv2D", "MaxPooling2D", "Dropout", "Conv2DTranspose", "Concatenate", "Activation"}
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "message"),
+    [
+        ((40, 32, 1), {}, r"input_shape \(40, 32, 1\): H and W must be multiples of 16; use 48 x 32"),
+        ((32, 32, 1), {"filters": 0}, "filters is 0; a positive whole number is needed"),
+        ((32, 32, 1), {"dropout": 1}, "dropout is 1; a share from 0 to below 1 is needed"),
+        ((32, 32, 1), {"up_kernel": 4}, "up_kernel is 4; choose one of 2, 3"),
+    ],
+)
+def test_unet2d_bad_options(shape, options, message):
+    with pytest.raises(ValueError, match=message):
+        models.build("unet2d", shape, 2, **options)
 
 
 def test_filters_double_up_to_the_limit():

@@ -274,7 +274,7 @@ def test_shards_of_another_spec_are_named(tmp_path):
 
 
 def test_another_format_version_is_named(folder, monkeypatch):
-    for module in (records.shards, records.index):
+    for module in (records.examples, records.index):
         monkeypatch.setattr(module, "VERSION", 2)
     path = folder / "shard-00000.tfrecord"
     with pytest.raises(DataError, match="shard-00000.tfrecord: format version 1; this tfmuscle reads version 2"):

@@ -106,6 +106,47 @@ def test_a_constant_survives(kind):
     np.testing.assert_allclose(result, np.broadcast_to(constant, result.shape), atol=1e-6)
 
 
+def softmax(logits):
+    shares = np.exp(logits - logits.max(-1, keepdims=True))
+    return shares / shares.sum(-1, keepdims=True)
+
+
+def test_constant_logits_survive_merging():
+    spec, shape = make_spec("volumes", blend="logits"), (9, 13, 17)
+    constant = softmax(np.array([-4.0, 9.0, 2.5]))
+    windows = [(start, np.tile(constant, (*spec.label_shape, 1))) for start in window_origins(shape, spec)]
+    result = stitched(shape, spec, windows, 3)
+    np.testing.assert_allclose(result, np.broadcast_to(constant, result.shape), rtol=1e-4)  # logits of ~10 in float32
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blending_logarithms_is_blending_the_logits_of_the_network(kind):
+    """log softmax(z) = z - (one number a voxel), so the mean differs by one number too, which a softmax undoes.
+
+    The mean of what came in (identity instead of softmax) is judged elsewhere, so it may be the judge here.
+    """
+    rng, shape = np.random.default_rng(4), (9, 13, 17)
+    spec = make_spec(kind, blend="logits", overlap=0.6)
+    origins = window_origins(shape, spec)
+    logits = [rng.uniform(-7, 7, (*spec.label_shape, 3)).astype(np.float32) for _ in origins]  # no share below 1e-7
+    mean = stitched(shape, make_spec(kind, overlap=0.6), list(zip(origins, logits, strict=True)), 3)
+    found = stitched(shape, spec, [(start, softmax(z)) for start, z in zip(origins, logits, strict=True)], 3)
+    np.testing.assert_allclose(found, softmax(mean), atol=1e-5)
+    plain = stitched(
+        shape, make_spec(kind, overlap=0.6), [(start, softmax(z)) for start, z in zip(origins, logits, strict=True)], 3
+    )
+    assert np.abs(found - plain).max() > 0.05  # it is another mean
+
+
+def test_a_probability_of_zero_does_not_end_a_class():
+    # one window of two is sure of class 0, the other of class 1 (1e-7 against 1): equal weights give a half each
+    spec = DataSpec(TWO, kind="volumes", size=(1, 1), depth=2, overlap=0.5, blend="logits")
+    ones = np.eye(3, dtype=np.float32)
+    windows = [((0, 0, 0), ones[[0, 0]].reshape(2, 1, 1, 3)), ((1, 0, 0), ones[[1, 1]].reshape(2, 1, 1, 3))]
+    result = stitched((3, 1, 1), spec, windows, 3)[:, 0, 0]
+    np.testing.assert_allclose(result, [[1, 0, 0], [0.5, 0.5, 0], [0, 1, 0]], atol=1e-3)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(11, 13, 17), (2, 5, 19)])
 def test_the_stream_equals_a_sum_in_full_memory(kind, shape):
@@ -209,6 +250,17 @@ def test_cut_does_not_change_its_input_nor_share_memory():
     for sample in cut(image, None, make_spec("slices")):
         sample["image"][:] = 7
     assert (image == 1).all()
+
+
+def test_outside_the_scan_a_prior_is_zero_and_not_its_minimum():
+    spec = DataSpec(TWO, size=(4, 4), prior=True)  # image, muscle, bone
+    image = np.ones((1, 2, 4, 3), np.float32)
+    image[..., 0] = 7
+    (sample,) = cut(image, None, spec)
+    assert sample["image"].shape == spec.input_shape == (4, 4, 3)
+    assert (sample["image"][[0, 3]] == [7, 0, 0]).all() and (sample["image"][1:3] == [7, 1, 1]).all()
+    with pytest.raises(ValueError, match=r"\(D, H, W, 3\) is needed for \('image',\) and the prior's structures"):
+        cut(image[..., :1], None, spec)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import keras
 import numpy as np
 import pytest
 
@@ -13,10 +14,11 @@ from tfmuscle.config import DataSpec, Supervised, TrainConfig
 from tfmuscle.errors import DataError
 from tfmuscle.files import read_json, write_json
 from tfmuscle.labels import IGNORE
+from tfmuscle.postprocessing import CHEENA, Cleaning
 from tfmuscle.records import TEST
 from tfmuscle.training import fit
 from tfmuscle.training.callbacks import ForegroundDice, newest_backup, read_history, write_history
-from tfmuscle.training.schedule import best_epoch, learning_rate, should_stop
+from tfmuscle.training.schedule import best_epoch
 from tfmuscle.workflows import learning
 from tfmuscle.workflows.building import build_records
 from tfmuscle.workflows.data import phantom
@@ -55,31 +57,19 @@ def _write_spec(folder):
     return folder / "spec.json"
 
 
-def test_cosine_rate_by_hand():
-    config = TrainConfig(learning_rate=0.2, schedule="cosine", epochs=4)
-    # r/2 (1 + cos(pi e/4)): e=0 -> 0.2, e=2 -> 0.1; e=4 would be 0, kept at 1 % = 0.002
-    rates = [learning_rate(config, [{"loss": 1.0}] * epoch) for epoch in (0, 2, 4)]
-    assert rates == pytest.approx([0.2, 0.1, 0.002])
+class Interrupted(Exception):
+    """What a user's progress raises to end a training."""
 
 
-def test_polynomial_rate_by_hand():
-    config = TrainConfig(learning_rate=0.01, schedule="polynomial", epochs=10)
-    assert learning_rate(config, [{"loss": 1.0}] * 5) == pytest.approx(0.01 * 0.5**0.9)
+def fit_until(batches, *arguments, **options):
+    """Trains until so many batches are done in all, and is then interrupted."""
 
+    def progress(done, total, note):
+        if done == batches:
+            raise Interrupted
 
-def test_plateau_halves_after_ten_epochs_without_gain():
-    config = TrainConfig(learning_rate=0.1, schedule="plateau", epochs=99)
-    flat = [{"loss": 1.0, "val_loss": 1.0}] * 11  # the first is a gain, ten are not
-    assert learning_rate(config, flat[:10]) == pytest.approx(0.1)
-    assert learning_rate(config, flat) == pytest.approx(0.05)
-
-
-def test_best_epoch_and_early_stop():
-    rows = [{"loss": 1.0, "val_dice": value} for value in (0.1, 0.5, math.nan, 0.4, 0.3)]
-    assert best_epoch(rows) == 1
-    assert not should_stop(rows, 4) and should_stop(rows, 3) and not should_stop(rows, 0)
-    with pytest.raises(ValueError, match="an empty history has no best epoch"):
-        best_epoch([])
+    with pytest.raises(Interrupted):
+        fit(*arguments, progress=progress, **options)
 
 
 def test_foreground_dice_by_hand_and_without_ignored_voxels():
@@ -134,10 +124,10 @@ def test_the_same_seed_trains_the_same_network(records, tmp_path):
     assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in two], rel=1e-4)
 
 
-def test_a_cancelled_run_resumes_to_the_same_end(records, tmp_path):
+def test_an_interrupted_run_resumes_to_the_same_end(records, tmp_path):
     whole = read_history(fit(records, tmp_path / "whole", TINY) / "history.csv")
-    calls = iter(range(100))
-    cut = fit(records, tmp_path / "cut", TINY, cancel=lambda: next(calls) == 2)  # in the second epoch
+    cut = tmp_path / "cut"
+    fit_until(3, records, cut, TINY)  # in the second epoch
     assert len(read_history(cut / "history.csv")) == 1 and not (cut / "about.json").exists()
     assert newest_backup(cut / "state")[1] == 1
     fit(records, cut, TINY, resume=True)
@@ -168,15 +158,13 @@ def test_a_run_killed_at_any_moment_resumes(records, tmp_path):
     backup, done = newest_backup(run / "state")
     assert done >= 1 and backup.exists()
     before = read_history(run / "history.csv")[:done]
-    calls = iter(range(1000))
-    fit(records, run, TrainConfig.load(config), resume=True, cancel=lambda: next(calls) == 5)
+    fit_until(2 * done + 6, records, run, TrainConfig.load(config), resume=True)
     after = read_history(run / "history.csv")
-    assert after[:done] == before and len(after) == done + 2  # epochs of two steps, stopped in the third
+    assert after[:done] == before and len(after) == done + 2  # epochs of two steps, stopped at the end of the third
 
 
 def test_resuming_with_other_settings_is_refused(records, tmp_path):
-    calls = iter(range(100))
-    fit(records, tmp_path / "run", TINY, cancel=lambda: next(calls) == 1)
+    fit_until(2, records, tmp_path / "run", TINY)
     other = TrainConfig.from_dict(TINY.to_dict() | {"learning_rate": 0.5})
     with pytest.raises(DataError, match="learning_rate was 0.001 when the run began and is 0.5 now"):
         fit(records, tmp_path / "run", other, resume=True)
@@ -201,8 +189,8 @@ def test_mixed_precision_trains_and_answers_in_float32(records, tmp_path):
 def test_dropout_does_not_make_a_resumed_run_differ(records, tmp_path):
     config = TrainConfig.from_dict(TINY.to_dict() | {"model_options": TINY.model_options | {"dropout": 0.5}})
     whole = read_history(fit(records, tmp_path / "whole", config) / "history.csv")
-    calls = iter(range(100))
-    cut = fit(records, tmp_path / "cut", config, cancel=lambda: next(calls) == 2)  # in the second epoch
+    cut = tmp_path / "cut"
+    fit_until(3, records, cut, config)  # in the second epoch
     fit(records, cut, config, resume=True)
     again = read_history(cut / "history.csv")
     assert [row["loss"] for row in again] == pytest.approx([row["loss"] for row in whole], rel=1e-3)
@@ -223,8 +211,7 @@ def test_a_run_killed_after_its_early_stop_does_not_train_on(records, tmp_path):
     before = read_history(run / "history.csv")
     assert len(before) < 9  # nothing is learned at that rate, so patience ends soon
     kept = tmp_path / "killed"
-    calls = iter(range(1000))
-    fit(records, kept, config, cancel=lambda: next(calls) == 2 * len(before) - 1)  # all but the last epoch are done
+    fit_until(2 * len(before), records, kept, config)  # all but the last epoch are done
     fit(records, kept, config, resume=True)
     assert len(read_history(kept / "history.csv")) == len(before)
 
@@ -262,6 +249,25 @@ def test_a_damaged_history_is_named(tmp_path):
     (tmp_path / "history.csv").write_text("epoch,loss\nx,1\n")
     with pytest.raises(DataError, match=r"history\.csv: is no training history"):
         read_history(tmp_path / "history.csv")
+
+
+def test_class_weights_of_the_dataset_are_those_of_its_training_subjects(records, tmp_path):
+    recipe = {"loss": "weighted_cross_entropy", "loss_options": {"class_weights": "dataset"}}
+    config = TrainConfig.from_dict(TINY.to_dict() | {"recipe": recipe, "epochs": 1})
+    run = fit(records, tmp_path / "run", config)
+    entries = {entry["subject_id"]: entry for entry in read_json(records / "index.json")["shards"]}
+    voxels = np.sum([entries[subject]["class_voxels"] for subject in read_json(run / "split.json")["train"]], axis=0)
+    weights = keras.models.load_model(run / "best.keras").loss.options["class_weights"]
+    assert weights == pytest.approx((1 / voxels) / (1 / voxels).mean())
+
+
+def test_the_kept_epoch_is_the_one_selected_and_the_cleaning_is_written(records, tmp_path):
+    config = TINY.to_dict()
+    config["recipe"] |= {"selection": "loss", "postprocessing": "cheena"}
+    run = fit(records, tmp_path / "run", TrainConfig.from_dict(config))
+    rows, about = read_history(run / "history.csv"), read_json(run / "about.json")
+    assert about["best_epoch"] == 1 + int(np.argmin([row["val_loss"] for row in rows]))
+    assert Cleaning.load(run / "postprocessing.json") == CHEENA
 
 
 def test_tensorboard_gets_a_log_when_it_is_installed(records, tmp_path):

@@ -12,7 +12,13 @@ slice 0 channel 1, slice 1 channel 0, ...) and clamped at the ends; `sequences` 
 `1 - overlap` along all axes. In-plane, every kind moves by `1 - overlap`. The start of a slice or stack is that of
 its *labelled* slice.
 
-Overlapping predictions are averaged with Gaussian weights, for a network knows least at the border of its window.
+Records of random patches hold whole scans, and training draws a new start for each sample (`training/patches.py`); the
+grid decides what validation sees.
+
+Overlapping predictions are averaged with Gaussian weights, for a network knows least at the border of its window. With
+`blend="logits"` the logarithms of the probabilities are averaged and the softmax of that is handed out, as nnU-Net does
+with the outputs before its softmax: these are the logarithms up to a number that all classes of a voxel share, and a
+softmax does not see it. One window that is sure then outvotes several that hesitate.
 Stitching is a stream: rows of axis 0 that no later window touches are handed out at once, so that memory holds one
 window depth, however long the limb. Padding the whole volume first was rejected, because it copies the volume.
 """
@@ -29,6 +35,8 @@ from tfmuscle.labels import IGNORE
 
 SIGMA_PER_WINDOW = 1 / 8
 """Standard deviation of the blending weights as a share of the window (nnU-Net)."""
+SMALLEST_PROBABILITY = 1e-7
+"""Probabilities below this count as this much where logarithms are averaged: about what float32 can tell from zero."""
 _ROUNDING = 1e-9
 """Keeps 10 * (1 - 0.9) from becoming 0.9999..."""
 _BLOCK_SLICES = 4
@@ -79,13 +87,45 @@ def cut(image: np.ndarray, labels: np.ndarray | None, spec: DataSpec) -> Iterato
     Raises:
         ValueError: the arrays do not fit each other or the spec.
     """
-    if image.ndim != 4 or image.shape[3] != len(spec.channels):
+    if image.ndim != 4 or image.shape[3] != spec.num_channels:
+        prior = " and the prior's structures" if spec.prior else ""
         raise ValueError(
-            f"image has shape {image.shape}; (D, H, W, {len(spec.channels)}) is needed for {spec.channels}"
+            f"image has shape {image.shape}; (D, H, W, {spec.num_channels}) is needed for {spec.channels}{prior}"
         )
     if labels is not None and labels.shape != image.shape[:3]:
         raise ValueError(f"labels have shape {labels.shape}; the image needs {image.shape[:3]}")
     return _cut(image, labels, spec)
+
+
+def air_of(image: np.ndarray, spec: DataSpec) -> np.ndarray:
+    """Returns what lies outside an image `(D, H, W, C)`, per channel: its minimum; for the prior's channels 0."""
+    air = image.min(axis=(0, 1, 2)).astype(np.float32)
+    air[len(spec.channels) :] = 0
+    return air
+
+
+def sample_at(
+    image: np.ndarray, labels: np.ndarray | None, start: tuple[int, ...], spec: DataSpec, air: np.ndarray
+) -> dict[str, Any]:
+    """Returns the sample that begins at `start`, which may be negative, as `cut` yields it.
+
+    Args:
+        image: `(D, H, W, C)`, of any floating type.
+        labels: `(D, H, W)` class indices, or None.
+        start: first voxel `(d, h, w)` of the labels' window.
+        spec: kind, size and depth of the sample.
+        air: what lies outside the image, from `air_of`.
+    """
+    sample: dict[str, Any] = {"start": start}
+    if spec.kind == "stacks":
+        sample["image"] = _stack(image, start, spec, air)
+    else:
+        pixels = _window(image, start, label_window(spec), air)
+        sample["image"] = pixels.astype(np.float32, copy=False).reshape(spec.input_shape)
+    if labels is not None:
+        window = _window(labels, start, label_window(spec), IGNORE, dtype=np.int16)
+        sample["labels"] = window.reshape(spec.label_shape)
+    return sample
 
 
 def stitch(shape: tuple[int, ...], spec: DataSpec, num_classes: int) -> "Stitcher":
@@ -113,7 +153,8 @@ class Stitcher:
 
     def __init__(self, shape: tuple[int, ...], spec: DataSpec, num_classes: int) -> None:
         self._shape = tuple(shape)
-        self._window = _label_window(spec)
+        self._window = label_window(spec)
+        self._logarithms = spec.blend == "logits"
         self._weights = _importance(self._window, _axis_starts(shape, spec))
         rows = min(self._window[0], self._shape[0])
         self._sum = np.zeros((rows, *self._shape[1:], num_classes), dtype=np.float32)
@@ -150,7 +191,10 @@ class Stitcher:
         inside, outside = _overlap(start, self._window, self._shape)
         target = (slice(inside[0].start - self._first, inside[0].stop - self._first), *inside[1:])
         weights = self._weights[outside]
-        self._sum[target] += weights[..., np.newaxis] * probabilities.reshape(*self._window, num_classes)[outside]
+        values = probabilities.reshape(*self._window, num_classes)[outside]
+        if self._logarithms:
+            values = np.log(np.maximum(values, SMALLEST_PROBABILITY))
+        self._sum[target] += weights[..., np.newaxis] * values
         self._weight[target] += weights
 
     def until(self, start: tuple[int, int, int]) -> Iterator[tuple[int, np.ndarray]]:
@@ -180,7 +224,8 @@ class Stitcher:
             )
         for row in range(0, count, _BLOCK_SLICES):
             block = slice(row, min(row + _BLOCK_SLICES, count))
-            yield first + row, self._sum[block] / self._weight[block, ..., np.newaxis]
+            mean = self._sum[block] / self._weight[block, ..., np.newaxis]
+            yield first + row, _softmax(mean) if self._logarithms else mean
         for row in range(count, len(self._sum)):  # row by row, because one overlapping copy would need the memory twice
             self._sum[row - count] = self._sum[row]
             self._weight[row - count] = self._weight[row]
@@ -189,14 +234,14 @@ class Stitcher:
         self._first = stop
 
 
-def _label_window(spec: DataSpec) -> tuple[int, int, int]:
+def label_window(spec: DataSpec) -> tuple[int, int, int]:
     """Returns the window of a sample's labels: one slice for slices and stacks."""
     return spec.window if spec.is_volumetric else (1, *spec.size)
 
 
 def _axis_starts(shape: tuple[int, ...], spec: DataSpec) -> list[list[int]]:
     """Returns the window starts of each axis, centred on an axis that is smaller than the window."""
-    window = _label_window(spec)
+    window = label_window(spec)
     starts = []
     for axis, (size, length) in enumerate(zip(shape, window, strict=True)):
         step = max(1, math.floor(length * (1 - spec.overlap) + _ROUNDING))
@@ -206,18 +251,9 @@ def _axis_starts(shape: tuple[int, ...], spec: DataSpec) -> list[list[int]]:
 
 
 def _cut(image: np.ndarray, labels: np.ndarray | None, spec: DataSpec) -> Iterator[dict[str, Any]]:
-    air = image.min(axis=(0, 1, 2))
+    air = air_of(image, spec)
     for start in window_origins(image.shape[:3], spec):
-        sample: dict[str, Any] = {"start": start}
-        if spec.kind == "stacks":
-            sample["image"] = _stack(image, start, spec, air)
-        else:
-            pixels = _window(image, start, _label_window(spec), air)
-            sample["image"] = pixels.astype(np.float32, copy=False).reshape(spec.input_shape)
-        if labels is not None:
-            window = _window(labels, start, _label_window(spec), IGNORE, dtype=np.int16)
-            sample["labels"] = window.reshape(spec.label_shape)
-        yield sample
+        yield sample_at(image, labels, start, spec, air)
 
 
 def _stack(image: np.ndarray, start: tuple[int, ...], spec: DataSpec, air: np.ndarray) -> np.ndarray:
@@ -246,6 +282,11 @@ def _overlap(start: tuple[int, ...], window: tuple[int, ...], shape: tuple[int, 
         inside.append(slice(low, high))
         outside.append(slice(low - first, high - first))
     return tuple(inside), tuple(outside)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return shares / shares.sum(axis=-1, keepdims=True)
 
 
 def _importance(window: tuple[int, ...], starts: list[list[int]]) -> np.ndarray:

@@ -37,11 +37,15 @@ _FORBIDDEN_IN_ID = re.compile(r"[/\\\x00-\x1f\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Subject:
-    """One scan: its channels in order (one file each, or one file repeated) and its labels, if any."""
+    """One scan: its channels in order (one file each, or one file repeated) and its labels, if any.
+
+    `prior` is the file of labels that an earlier network gave this scan, for networks that take them as channels.
+    """
 
     subject_id: str
     images: tuple[Path, ...]
     labels: Path | None = None
+    prior: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.subject_id or self.subject_id.startswith(".") or _FORBIDDEN_IN_ID.search(self.subject_id):
@@ -86,20 +90,18 @@ class Subject:
         """
         if self.labels is None:
             raise DataError(f"{self.images[0]}: subject {self.subject_id} has no labels; add a label file")
-        volume = read_volume(self.labels)
-        values = distinct(volume.array)
-        broken = [f"{value:g}" for value in values if not np.isfinite(value) or value != np.rint(value)]
-        if broken:
-            raise DataError(
-                f"{self.labels}: labels must be whole numbers, found {_shorten(broken)}; resample by nearest"
-            )
-        if unknown := label_map.unknown_ids(values):
-            known = _shorten(f"{key} {name}" for key, name in label_map.names.items())
-            raise DataError(f"{self.labels}: label ids {_shorten(unknown)} are not among {known}; name or remove them")
-        if not set(map(int, values)) - {0, label_map.ignore}:
+        volume, values = _read_ids(self.labels, label_map)
+        if not values - {0, label_map.ignore}:
             raise DataError(f"{self.labels}: nothing is labelled (empty mask); label it or leave the subject out")
-        kind = np.min_scalar_type(int(values.max()))
-        return volume.with_array(volume.array.astype(kind, copy=False))
+        return volume
+
+    def read_prior(self, label_map: LabelMap, image: Volume) -> Volume | None:
+        """Reads the labels of an earlier network, which may be empty, on the grid of `image`; None without `prior`.
+
+        Raises:
+            DataError: the file is missing or broken, holds other ids than the map, or lies on another grid.
+        """
+        return None if self.prior is None else _on_grid_of(image, _read_ids(self.prior, label_map)[0])
 
     def read(self, label_map: LabelMap) -> tuple[Volume, Volume | None]:
         """Reads image and labels, on one grid; labels are None when the subject has none.
@@ -350,6 +352,20 @@ def _read_channel(path: Path, channel: int | None) -> Volume:
         count = int(array.size - np.isfinite(array).sum())
         raise DataError(f"{path}: {count} voxels are NaN or infinite; replace them by numbers and save again")
     return volume.with_array(array)
+
+
+def _read_ids(path: Path, label_map: LabelMap) -> tuple[Volume, set[int]]:
+    """Returns the ids of a label file in the smallest unsigned type, and which there are."""
+    volume = read_volume(path)
+    values = distinct(volume.array)
+    broken = [f"{value:g}" for value in values if not np.isfinite(value) or value != np.rint(value)]
+    if broken:
+        raise DataError(f"{path}: labels must be whole numbers, found {_shorten(broken)}; resample by nearest")
+    if unknown := label_map.unknown_ids(values):
+        known = _shorten(f"{key} {name}" for key, name in label_map.names.items())
+        raise DataError(f"{path}: label ids {_shorten(unknown)} are not among {known}; name or remove them")
+    kind = np.min_scalar_type(int(values.max()))
+    return volume.with_array(volume.array.astype(kind, copy=False)), set(map(int, values))
 
 
 def _on_grid_of(image: Volume, labels: Volume) -> Volume:

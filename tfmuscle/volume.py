@@ -117,6 +117,22 @@ class Geometry:
         affine[:3, 3] = self.world(start)
         return Geometry((int(shape[0]), int(shape[1]), int(shape[2])), affine)
 
+    def resized(self, shape: tuple[int, ...]) -> "Geometry":
+        """Returns the grid of exactly `shape` voxels over the same field of view; its outer faces stay where they are.
+
+        The spacing follows: `spacing * old shape / new shape`.
+
+        >>> Geometry((1, 512, 512), np.diag([3, 0.9375, 0.9375, 1])).resized((1, 256, 256)).spacing
+        (3.0, 1.875, 1.875)
+        """
+        if len(shape) != 3 or min(shape) < 1:
+            raise ValueError(f"a grid has three positive sizes, not {tuple(shape)}")
+        factor = np.array(self.shape) / np.array(shape)
+        affine = self.affine.copy()
+        affine[:3, :3] = self.affine[:3, :3] * factor
+        affine[:3, 3] = self.world((factor - 1) / 2)  # centre of the first voxel, whose face stays at -1/2
+        return Geometry((int(shape[0]), int(shape[1]), int(shape[2])), affine)
+
     def transform_to(self, orientation: str) -> np.ndarray:
         """Returns nibabel's orientation transform `(3, 2)` (target axis, flip) that leads to `orientation`."""
         axes = [axis for letter in orientation for axis, pair in enumerate(("RL", "AP", "SI")) if letter in pair]

@@ -8,14 +8,27 @@ A `DataError` is printed on one line and exits with 1; a misused option exits wi
 keeps its traceback. Subjects that failed are listed last, and the exit code is 1.
 """
 
-from tfmuscle.cli import data, importing, learning, predicting, preparing, segmentations, surfaces, ultrasound
+from tfmuscle.cli import (
+    comparing,
+    data,
+    importing,
+    learning,
+    planning,
+    predicting,
+    preparing,
+    segmentations,
+    surfaces,
+    ultrasound,
+)
 from tfmuscle.cli.base import tfmuscle_group
 
 __all__ = [
+    "comparing",
     "data",
     "importing",
     "learning",
     "main",
+    "planning",
     "predicting",
     "preparing",
     "segmentations",

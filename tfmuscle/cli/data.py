@@ -85,6 +85,9 @@ def _series_row(item: Mapping[str, Any]) -> dict[str, Any]:
 @setting(DataSpec, "test")
 @setting(DataSpec, "seed")
 @click.option("--preset", type=click.Choice(list(PRESETS)), help="recipe to follow")
+@click.option(
+    "--plan", "plan_path", type=FOLDER, help="plan.json to follow, for presets of nnU-Net [default: made on the way]"
+)
 @setting(DataSpec, "scale", default="full")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="processes")
 @click.option("--runner", type=click.Choice(RUNNERS), help="let Apache Beam do the work [default: this machine's pool]")
@@ -92,13 +95,18 @@ def _series_row(item: Mapping[str, Any]) -> dict[str, Any]:
 def build_records_command(
     dataset: Path, out: Path, preset: str | None, scale: str, workers: int, runner: str | None, **options: Any
 ) -> None:
-    """Turn a dataset into TFRecords; run again to complete an interrupted build."""
+    """Turn a dataset into TFRecords; run again to complete an interrupted build.
+
+    Presets of nnU-Net leave the plan they followed beside the records, as plan.json, where fit reads it.
+    """
     with quiet_start():
         from tfmuscle.subjects import read_dataset
         from tfmuscle.workflows.beam import pipeline_flags
         from tfmuscle.workflows.building import build_records
         from tfmuscle.workflows.data import plan_spec
+        from tfmuscle.workflows.planning import keep_plan, preset_plan
 
+    plan_path = options.pop("plan_path")
     runner_options = options.pop("runner_option")
     if runner_options and not runner:
         raise click.UsageError("--runner-option goes with --runner")
@@ -106,10 +114,12 @@ def build_records_command(
 
     index = read_dataset(dataset)
     settings = checked(sample_settings, options, preset)
-    spec = checked(plan_spec, index, settings, preset=preset, scale=scale, progress=Bar())
+    plan = checked(preset_plan, index, preset, scale=scale, path=plan_path, records=out, progress=Bar())
+    spec = checked(plan_spec, index, settings, preset=preset, scale=scale, plan=plan, progress=Bar())
     window = " x ".join(map(str, spec.window))
     click.echo(f"{spec.kind} of {window} voxels at {spec.spacing or 'native'} mm, {spec.orientation}")
     result = build_records(index, out, spec, workers=workers, beam=beam, progress=Bar())
+    keep_plan(plan, out)
     click.echo(f"{result.samples} samples in {out}" + (" (reduced)" if scale == "laptop" else ""))
     finish(result.failures)
 

@@ -1,6 +1,7 @@
 """Commands of training: fit, the demo, and what there is to choose from."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,17 @@ def demo_command(out: Path) -> None:
 @setting(TrainConfig, "batch_size")
 @setting(TrainConfig, "optimiser")
 @setting(TrainConfig, "learning_rate")
+@setting(TrainConfig, "momentum")
 @setting(TrainConfig, "weight_decay")
 @setting(TrainConfig, "schedule")
 @setting(Supervised, "augmentation")
 @setting(Supervised, "mirror")
+@setting(Supervised, "foreground")
+@setting(Supervised, "deep_supervision")
+@setting(Supervised, "selection")
 @setting(Supervised, "patience")
+@setting(Supervised, "patience_of")
+@setting(Supervised, "postprocessing")
 @setting(TrainConfig, "precision")
 @setting(TrainConfig, "seed")
 @click.option(
@@ -50,31 +57,43 @@ def demo_command(out: Path) -> None:
 )
 @click.option("--preset", type=click.Choice(list(PRESETS)), help="recipe to follow")
 @setting(TrainConfig, "scale", default="full")
+@click.option(
+    "--from", "start", type=FOLDER, help="run to start from: its architecture, and its weights as far as they fit"
+)
 @click.option("--resume", is_flag=True, help="go on with an interrupted run")
-def fit_command(source: Path, run: Path, preset: str | None, scale: str, resume: bool, **options: Any) -> None:
-    """Train a model on all folds but one, keeping the epoch with the best validation Dice."""
+def fit_command(source: Path, run: Path, preset: str | None, scale: str, start: Path | None, **options: Any) -> None:
+    """Train a model on all folds but one, keeping the epoch that is best on that one."""
     with quiet_start():
         from tfmuscle.files import read_json
         from tfmuscle.workflows.learning import fit, plan_training
+        from tfmuscle.workflows.planning import training_plan
 
+    resume = options.pop("resume")
     for name in ("model_options", "loss_options"):
         options[name] = checked(parse_options, options[name]) or None
     recipe_names = {item.name for item in dataclasses.fields(Supervised)}
     recipe = {key: value for key, value in given(options).items() if key in recipe_names}
     settings = {key: value for key, value in given(options).items() if key not in recipe_names}
-    config = checked(plan_training, settings, recipe=recipe, preset=preset, scale=scale)
+    plan = checked(training_plan, source, preset, scale=scale)
+    config = checked(plan_training, settings, recipe=recipe, preset=preset, scale=scale, plan=plan, start=start)
     bar = Bar()
     try:
-        fit(source, run, config, resume=resume, progress=bar, say=lambda note: click.echo(f"Note: {note}", err=True))
+        say = functools.partial(_note, bar)
+        fit(source, run, config, start=start, resume=resume, progress=bar, say=say)
     finally:
         bar.close()
     about = read_json(run / "about.json")
-    reduced = "laptop" in (scale, read_json(run / "spec.json")["scale"])
+    reduced = "laptop" in (read_json(run / "train.json")["scale"], read_json(run / "spec.json")["scale"])
     dice = about["best_validation_dice"]
     told = f"best epoch {about['best_epoch']} of {about['epochs']}" + (
         "" if dice is None else f", validation Dice {dice:.3f}"
     )
     click.echo(f"{run}: {told}, {about['seconds'] / 60:.1f} min" + (" (reduced)" if reduced else ""))
+
+
+def _note(bar: Bar, sentence: str) -> None:
+    bar.close()
+    click.echo(f"Note: {sentence}", err=True)
 
 
 def parse_options(texts: tuple[str, ...]) -> dict[str, Any]:

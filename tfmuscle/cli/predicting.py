@@ -1,6 +1,7 @@
 """Commands from a trained network to numbers: predict, evaluate."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -9,7 +10,15 @@ from tfmuscle.quiet import quiet_start
 
 
 @command(name="predict")
-@click.option("-m", "--model", "run", type=FOLDER, required=True, help="run folder made by fit")
+@click.option(
+    "-m",
+    "--model",
+    "runs",
+    type=FOLDER,
+    required=True,
+    multiple=True,
+    help="run folder made by fit, or a cross-validation; given several times, or with folds: their mean",
+)
 @click.option(
     "-i", "--input", "source", type=FOLDER, required=True, help="scan, DICOM series, folder of them, or dataset"
 )
@@ -18,13 +27,30 @@ from tfmuscle.quiet import quiet_start
     "--split", "part", type=click.Choice(["train", "validation", "test"]), help="only these subjects of the dataset"
 )
 @click.option("--mirror/--no-mirror", default=True, show_default=True, help="average over mirrored copies")
+@click.option("--prior", type=FOLDER, help="labels of an earlier network, for a cascade: folder of them, or its run")
+@click.option(
+    "--postprocess/--no-postprocess",
+    default=True,
+    show_default=True,
+    help="clean the labels as the recipe, or postprocessing.json beside the runs, says",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["keras", "auto", "xla", "onnx", "openvino"]),
+    default="keras",
+    show_default=True,
+    help="what runs the network; auto: the fastest that is installed",
+)
 @click.option("--resume", is_flag=True, help="keep predictions that are there")
-def predict_command(run: Path, source: Path, out: Path, part: str | None, mirror: bool, resume: bool) -> None:
+def predict_command(
+    runs: tuple[Path, ...], source: Path, out: Path, part: str | None, mirror: bool, **settings: Any
+) -> None:
     """Segment scans; every output lies on exactly its scan's grid."""
     with quiet_start():
-        from tfmuscle.workflows.predicting import predict
+        from tfmuscle.workflows.predicting import PredictOptions, predict
 
-    result = predict(run, source, out, part=part, mirror=mirror, resume=resume, progress=Bar())
+    options = PredictOptions(**settings)
+    result = predict(runs, source, out, part=part, mirror=mirror, options=options, progress=Bar())
     for warning in result.warnings:
         click.echo(f"Warning: {warning}", err=True)
     click.echo(f"{len(result.written)} scan(s) segmented in {out}" + (" (reduced)" if result.reduced else ""))

@@ -1,10 +1,25 @@
 """From a trained run and a scan to labels on the scan's own grid.
 
-`runs` opens a run folder, `volumes` moves windows through the network, `resampling` brings probabilities back to the
-scan.
+`runs` opens a run folder or an ensemble of them, `volumes` moves windows through the network, `resampling` brings
+probabilities back to the scan, `engines` lets other libraries run the network.
 """
 
-from tfmuscle.inference.runs import WEIGHTS_FILE, Run, load_run
-from tfmuscle.inference.volumes import predict_probabilities, predict_volume
+from tfmuscle.inference.engines import ENGINES, Engine, in_float32, to_onnx, with_engine
+from tfmuscle.inference.runs import WEIGHTS_FILE, Run, load_ensemble, load_run, run_folders
+from tfmuscle.inference.volumes import Progress, predict_probabilities, predict_volume
 
-__all__ = ["WEIGHTS_FILE", "Run", "load_run", "predict_probabilities", "predict_volume"]
+__all__ = [
+    "ENGINES",
+    "WEIGHTS_FILE",
+    "Engine",
+    "Progress",
+    "Run",
+    "in_float32",
+    "load_ensemble",
+    "load_run",
+    "predict_probabilities",
+    "predict_volume",
+    "run_folders",
+    "to_onnx",
+    "with_engine",
+]

@@ -6,26 +6,38 @@ settings of its own. A run that has not ended is allowed, because the best weigh
 `Run.warning` says so.
 
 The compiled forward pass belongs to the run, so that a folder of scans traces the network once. It has a free batch
-axis, so that the last, smaller batch of a scan does not trace it again.
+axis, so that the last, smaller batch of a scan does not trace it again. `engines` may put a converted network in its
+place.
+
+An *ensemble* is several runs whose probabilities are averaged: a tuple of them, given as their folders or as a folder
+of cross-validation (`fold_0/run`, `fold_1/run`, ...). They must see one and the same input, so that every setting that
+decides what a sample is has to agree; architecture and training may differ.
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfmuscle import models
 from tfmuscle.config import DataSpec, TrainConfig
 from tfmuscle.errors import DataError
+from tfmuscle.inference.engines import Engine
 
 SPEC_FILE = "spec.json"
 CONFIG_FILE = "train.json"
 WEIGHTS_FILE = "best.keras"
 DONE_FILE = "about.json"
 MAIN_OUTPUT = "probabilities"
+FOLD_RUNS = "fold_*/run"
+"""Where a folder of cross-validation keeps its runs."""
+NOT_SHARED = ("name", "patches", "folds", "test", "seed", "preset", "scale")
+"""Fields of a `DataSpec` that runs of an ensemble need not share: they decide training, not what a sample is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +50,7 @@ class Run:
         config: how the network was trained.
         path: the run folder, for messages.
         warning: what the user should know before trusting the result; empty when all is well.
+        engine: converted network that answers in place of `model`, from `engines.with_engine`.
     """
 
     model: keras.Model
@@ -45,6 +58,11 @@ class Run:
     config: TrainConfig
     path: Path
     warning: str = ""
+    engine: Engine | None = None
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """Maps images `(B, *spec.input_shape)` float32 to probabilities `(B, *label_shape, num_classes)` float32."""
+        return self.forward(tf.constant(images)).numpy() if self.engine is None else self.engine(images)
 
     @functools.cached_property
     def forward(self) -> Any:
@@ -92,6 +110,39 @@ def load_run(run: str | Path) -> Run:
     loaded = Run(models.load(path / WEIGHTS_FILE), spec, config, path, warning)
     _check_fit(loaded)
     return loaded
+
+
+def run_folders(path: str | Path) -> list[Path]:
+    """Returns the run folders that a path stands for: itself, or those of a cross-validation.
+
+    Raises:
+        DataError: the folder holds the cross-validations of several presets.
+    """
+    path = Path(path)
+    if (path / SPEC_FILE).exists():
+        return [path]
+    folds = sorted(path.glob(FOLD_RUNS), key=lambda run: (len(run.parent.name), run.parent.name))
+    if not folds and (several := sorted({run.parents[1].name for run in path.glob(f"*/{FOLD_RUNS}")})):
+        raise DataError(f"{path}: holds cross-validations of {', '.join(several)}; give one of these folders")
+    return folds or [path]
+
+
+def load_ensemble(paths: Sequence[str | Path]) -> tuple[Run, ...]:
+    """Opens one or several runs, or folders of cross-validation, as one ensemble.
+
+    Raises:
+        DataError: as `load_run`, or two runs that do not see the same input; the setting is named.
+    """
+    runs = tuple(load_run(folder) for path in paths for folder in run_folders(path))
+    first = runs[0].spec.to_dict()
+    for run in runs[1:]:
+        for key, value in run.spec.to_dict().items():
+            if key not in NOT_SHARED and value != first[key]:
+                raise DataError(
+                    f"{run.path / SPEC_FILE}: {key} is {value}, but {first[key]} in {runs[0].path / SPEC_FILE}; runs of"
+                    " an ensemble need records of the same settings"
+                )
+    return runs
 
 
 def _check_fit(run: Run) -> None:

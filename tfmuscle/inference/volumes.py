@@ -9,36 +9,48 @@ Test-time augmentation is the mean over all combinations of mirrored axes, mirro
 the rule of training (`augmentation.mirrored_axes`), and a network is never asked for a mirror that its recipe left out:
 it has not seen such images. Along the left/right axis the classes change sides with the image
 (`LabelMap.flip_permutation`).
+
+Several runs are one ensemble: the mean over runs of the mean over mirrored copies, window by window, so that five
+networks need no more memory for the scan than one.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from tfmuscle.augmentation import mirrored_axes, recipe_axes, side_axis
 from tfmuscle.errors import DataError
 from tfmuscle.inference.resampling import labels_on_grid
 from tfmuscle.inference.runs import Run
 from tfmuscle.preprocessing import preprocess
-from tfmuscle.sampling import cut, stitch, window_origins
+from tfmuscle.sampling import air_of, cut, sample_at, stitch, window_origins
 from tfmuscle.volume import Volume
 
 WINDOW_BUDGET_VOXELS = 2**19
 """Voxels sent through the network at once when no batch size is given: 8 slices of 256 x 256, one patch of 80³."""
+PROOF_WINDOWS = 2
+"""Windows on which a converted network is compared with Keras."""
 
 Progress = Callable[[int, int], None]
 
 
 def predict_volume(
-    run: Run, image: Volume, *, mirror: bool = True, batch_size: int | None = None, progress: Progress | None = None
+    run: Run | Sequence[Run],
+    image: Volume,
+    *,
+    prior: Volume | None = None,
+    mirror: bool = True,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
 ) -> Volume:
     """Labels a scan: the most probable id for each voxel, on exactly the scan's own grid.
 
     Args:
-        run: from `load_run`.
+        run: from `load_run`, or those of `load_ensemble`, whose probabilities are averaged.
         image: `(I, J, K, C)` with the channels of `run.spec`, or `(I, J, K)` when there is one.
+        prior: `(I, J, K)` ids that an earlier network gave, on the grid of the image; for a spec with `prior`.
         mirror: average over mirrored images too, if the network was trained with mirroring.
         batch_size: windows per step; None chooses it from the window size. It does not change the result.
         progress: called as `progress(done, total)` with numbers of windows.
@@ -48,50 +60,77 @@ def predict_volume(
 
     Raises:
         DataError: the scan has the wrong number of channels, or the network returns something that is not a number.
-        ValueError: `batch_size` is not positive.
+        ValueError: `batch_size` is not positive, or `prior` lies on another grid.
     """
-    prepared, _ = preprocess(image, None, run.spec)
-    blocks = _stream(run, prepared.array, mirror=mirror, batch_size=batch_size, progress=progress)
-    labels = labels_on_grid(blocks, prepared.geometry, image.geometry, run.spec.label_map)
+    runs = _members(run)
+    prepared, _ = preprocess(image, None, runs[0].spec, prior)
+    blocks = _stream(runs, prepared.array, mirror=mirror, batch_size=batch_size, progress=progress)
+    labels = labels_on_grid(blocks, prepared.geometry, image.geometry, runs[0].spec.label_map)
     return Volume(labels, image.geometry, image.source)
 
 
 def predict_probabilities(
-    run: Run, image: Volume, *, mirror: bool = True, batch_size: int | None = None, progress: Progress | None = None
+    run: Run | Sequence[Run],
+    image: Volume,
+    *,
+    prior: Volume | None = None,
+    mirror: bool = True,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
 ) -> Volume:
     """Returns class probabilities `(D, H, W, num_classes)` on the preprocessed grid; for small volumes.
 
     The arguments are those of `predict_volume`. All classes are held at once: 512 x 512 x 400 voxels of 70 classes
     would be 29 GB.
     """
-    prepared, _ = preprocess(image, None, run.spec)
-    probabilities = np.zeros((*prepared.geometry.shape, run.spec.num_classes), dtype=np.float32)
-    for first, block in _stream(run, prepared.array, mirror=mirror, batch_size=batch_size, progress=progress):
+    runs = _members(run)
+    prepared, _ = preprocess(image, None, runs[0].spec, prior)
+    probabilities = np.zeros((*prepared.geometry.shape, runs[0].spec.num_classes), dtype=np.float32)
+    for first, block in _stream(runs, prepared.array, mirror=mirror, batch_size=batch_size, progress=progress):
         probabilities[first : first + len(block)] = block
     return prepared.with_array(probabilities)
 
 
+def _members(run: Run | Sequence[Run]) -> tuple[Run, ...]:
+    return (run,) if isinstance(run, Run) else tuple(run)
+
+
 def _stream(
-    run: Run, array: np.ndarray, *, mirror: bool, batch_size: int | None, progress: Progress | None
+    runs: tuple[Run, ...], array: np.ndarray, *, mirror: bool, batch_size: int | None, progress: Progress | None
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yields finished slabs: first slice and probabilities `(d, H, W, num_classes)`, in order."""
-    spec = run.spec
+    spec = runs[0].spec
     if batch_size is None:
         batch_size = max(1, WINDOW_BUDGET_VOXELS // int(np.prod(spec.window)))
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; at least one window is needed")
-    flips = _flips(run, mirror)
+    origins = window_origins(array.shape[:3], spec)
+    _prove(runs, array, origins)
+    flips = [_flips(run, mirror) for run in runs]
     stitcher = stitch(array.shape[:3], spec, spec.num_classes)
-    samples, done, total = cut(array, None, spec), 0, len(window_origins(array.shape[:3], spec))
+    samples, done = cut(array, None, spec), 0
     while batch := list(itertools.islice(samples, batch_size)):
-        probabilities = _predict(run, np.stack([sample["image"] for sample in batch]), flips)
+        probabilities = _predict(runs, flips, np.stack([sample["image"] for sample in batch]))
         for sample, window in zip(batch, probabilities, strict=True):
             yield from stitcher.until(sample["start"])
             stitcher.add(sample["start"], window)
         done += len(batch)
         if progress is not None:
-            progress(done, total)
+            progress(done, len(origins))
     yield from stitcher.close()
+
+
+def _prove(runs: tuple[Run, ...], array: np.ndarray, origins: list[tuple[int, int, int]]) -> None:
+    """Lets converted networks that are new show on windows from the middle of this scan that they agree with Keras."""
+    new = [run.engine for run in runs if run.engine is not None and not run.engine.proven]
+    if not new:
+        return
+    spec = runs[0].spec
+    starts = origins[len(origins) // 2 :][:PROOF_WINDOWS]
+    air = air_of(array, spec)
+    images = np.stack([sample_at(array, None, start, spec, air)["image"] for start in starts])
+    for engine in new:
+        engine.prove(images)
 
 
 def _flips(run: Run, mirror: bool) -> list[tuple[int, ...]]:
@@ -102,28 +141,29 @@ def _flips(run: Run, mirror: bool) -> list[tuple[int, ...]]:
     return [combination for count in range(len(axes) + 1) for combination in itertools.combinations(axes, count)]
 
 
-def _predict(run: Run, images: np.ndarray, flips: list[tuple[int, ...]]) -> np.ndarray:
-    """Returns mean probabilities `(B, *label_shape, num_classes)` over mirrored copies, which are made one by one."""
-    batch = tf.constant(images, tf.float32)
-    total = _predict_mirrored(run, batch, flips[0])
-    for flip in flips[1:]:
-        total += _predict_mirrored(run, batch, flip)
-    mean = (total / len(flips)).numpy()
-    if not np.isfinite(mean.sum()):
-        raise DataError(
-            f"{run.path}: the network returns values that are not numbers; train again with a lower learning rate, or"
-            " in float32"
-        )
-    return mean
+def _predict(runs: tuple[Run, ...], flips: list[list[tuple[int, ...]]], images: np.ndarray) -> np.ndarray:
+    """Returns probabilities `(B, *label_shape, num_classes)`: the mean over runs of the mean over mirrored copies."""
+    total: Any = 0
+    for run, copies in zip(runs, flips, strict=True):
+        mean: Any = 0
+        for flip in copies:
+            mean = mean + _predict_mirrored(run, images, flip)
+        if not np.isfinite(mean.sum()):
+            raise DataError(
+                f"{run.path}: the network returns values that are not numbers; train again with a lower learning rate,"
+                " or in float32"
+            )
+        total = total + mean / len(copies)
+    return total / len(runs)
 
 
-def _predict_mirrored(run: Run, batch: tf.Tensor, flip: tuple[int, ...]) -> tf.Tensor:
+def _predict_mirrored(run: Run, images: np.ndarray, flip: tuple[int, ...]) -> np.ndarray:
     """Returns what the network says of mirrored images, mirrored back; `flip` holds axes of the volume."""
     if not flip:
-        return run.forward(batch)
+        return run.probabilities(images)
     shift = 1 if run.spec.is_volumetric else 0  # axis 1 of the volume is axis 2 of a 3D batch, but axis 1 of a 2D one
-    axes = [axis + shift for axis in flip]
-    probabilities = tf.reverse(run.forward(tf.reverse(batch, axes)), axes)
+    axes = tuple(axis + shift for axis in flip)
+    probabilities = np.flip(run.probabilities(np.ascontiguousarray(np.flip(images, axes))), axes)
     if side_axis(run.spec) in flip:
-        probabilities = tf.gather(probabilities, run.spec.label_map.flip_permutation(), axis=-1)
+        probabilities = probabilities[..., run.spec.label_map.flip_permutation()]
     return probabilities

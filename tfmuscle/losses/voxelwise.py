@@ -8,18 +8,34 @@ from keras import ops
 
 from tfmuscle.losses.targets import SMALLEST_PROBABILITY, checked, log_of, prepare, sum_axes
 
+DATASET_WEIGHTS = "dataset"
+"""Class weights that training fills in: `inverse_frequencies` of its subjects."""
+
+
+def inverse_frequencies(voxels: Sequence[int]) -> list[float]:
+    """Returns a weight per class, inverse to its number of voxels, with mean 1 over the classes that occur; else 0.
+
+    >>> inverse_frequencies([300, 100, 0])
+    [0.5, 1.5, 0.0]
+    """
+    inverse = [1 / count if count else 0.0 for count in voxels]
+    mean = sum(inverse) / max(sum(count > 0 for count in voxels), 1)
+    return [value / mean if mean else 0.0 for value in inverse]
+
 
 def cross_entropy_loss(g, p, labelled):
     """Returns the mean over the labelled voxels of the batch of -Σ_c g log p."""
     return -ops.sum(g * log_of(p)) / ops.maximum(ops.sum(labelled), 1.0)
 
 
-def weighted_cross_entropy_loss(g, p, *, class_weights: Sequence[float] | None):
+def weighted_cross_entropy_loss(g, p, *, class_weights: Sequence[float] | str | None):
     """Returns Σ w_c g (-log p) / Σ w_c g over the batch; weights None are 1/Σg, 0 for absent classes.
 
     Raises:
         ValueError: not one weight per class.
     """
+    if isinstance(class_weights, str):
+        raise ValueError(f"class weights {class_weights!r} are filled in by training; give a number per class here")
     axes = sum_axes(p, batch=True)
     size, surprise = ops.sum(g, axis=axes), -ops.sum(g * log_of(p), axis=axes)
     if class_weights is None:
@@ -59,14 +75,19 @@ class CrossEntropy(keras.losses.Loss):
 
 @keras.saving.register_keras_serializable(package="tfmuscle")
 class WeightedCrossEntropy(keras.losses.Loss):
-    """Cross-entropy with a weight per class; without weights every class present in the batch weighs alike."""
+    """Cross-entropy with a weight per class; without weights every class present in the batch weighs alike.
+
+    `class_weights="dataset"` has training take `inverse_frequencies` of the voxels of its subjects.
+    """
 
     source = "H-DenseUNet (Li et al. 2018)"
-    formula = "Σ w_c g (-log p) / Σ w_c g over the batch; default w_c = 1/Σg"
+    formula = "Σ w_c g (-log p) / Σ w_c g over the batch; default w_c = 1/Σg, or of the whole dataset"
 
     def __init__(self, *, class_weights=None, name="weighted_cross_entropy"):
         super().__init__(name=name, dtype="float32")
-        if class_weights is not None:
+        if isinstance(class_weights, str) and class_weights != DATASET_WEIGHTS:
+            raise ValueError(f"class_weights is {class_weights!r}; give a number per class, or {DATASET_WEIGHTS!r}")
+        if class_weights is not None and class_weights != DATASET_WEIGHTS:
             class_weights = [float(checked("class weight", weight)) for weight in class_weights]
         self.options = {"class_weights": class_weights}
 

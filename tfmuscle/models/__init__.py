@@ -1,9 +1,9 @@
 """Architectures, one per file: list, build, describe, check and load them.
 
 An architecture is a function `<name>(input_shape, num_classes, *, ...) -> keras.Model` in `<name>.py`, with its facts
-in the constant `FACTS`: source, published input, classes and options, and what it takes (2 or 3 spatial axes;
-in-plane sizes in multiples of). All share the main input `image` and the main output `probabilities`, float32 under
-every precision policy.
+in the constant `FACTS`: source, published input, classes and options, and what it takes (2 or 3 spatial axes; in-plane
+sizes, and for some a depth, in multiples of). All share the main input `image` and the main output `probabilities`,
+float32 under every precision policy.
 
 Listing and checking must not cost a TensorFlow import (4 s), so Keras is imported inside `build`, `load` and
 `describe` only, and `FACTS` is read from the source text, the way setuptools reads a version. To add an architecture,
@@ -16,12 +16,13 @@ import importlib
 import inspect
 import math
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfmuscle.config import DataSpec
 from tfmuscle.errors import DataError
-from tfmuscle.models._pooling import fitting_levels, nearest_multiple, poolings
+from tfmuscle.models._pooling import fitting_levels, nearest_multiple, planned_poolings, poolings
 
 if TYPE_CHECKING:
     import keras
@@ -115,32 +116,41 @@ def check_spec(name: str, spec: DataSpec, **options: Any) -> None:
     Args:
         name: one of `available()`.
         spec: how scans become samples.
-        **options: keyword arguments the architecture will be built with; `levels` decides how sizes are halved.
+        **options: keyword arguments the architecture will be built with; `levels` or `strides` decide how sizes are
+            divided.
 
     Raises:
         ValueError: naming the field that does not fit and a value that does.
     """
     facts = _facts(name)
-    if (3 if spec.is_volumetric else 2) not in facts["spatial_axes"]:
-        kinds = "slices or stacks" if facts["spatial_axes"] == (2,) else "volumes or sequences"
-        takers = ", ".join(other for other in available() if 3 in _facts(other)["spatial_axes"])
+    axes = 3 if spec.is_volumetric else 2
+    if axes not in facts["spatial_axes"]:
+        kinds = "volumes or sequences" if axes == 2 else "slices or stacks"
+        takers = ", ".join(other for other in available() if axes in _facts(other)["spatial_axes"])
         raise ValueError(
-            f"kind {spec.kind!r}: {name} takes {kinds}; build such records, or choose a 3D model ({takers})"
+            f"kind {spec.kind!r}: {name} takes {kinds}; build such records, or choose a {axes}D model ({takers})"
         )
     if spec.num_classes < 2:
         raise ValueError(f"label_map {spec.label_map.to_dict()}: names no structure; name at least one in the dataset")
-    multiple = facts["multiple_of"]
+    multiple, thick = facts["multiple_of"], facts.get("depth_multiple_of", 1)
     if multiple and any(edge % multiple for edge in spec.size):
         near = " ".join(str(nearest_multiple(edge, multiple)) for edge in spec.size)
         raise ValueError(f"size {spec.size}: {name} needs multiples of {multiple}; use --size {near}")
+    if spec.depth % thick:
+        near = str(nearest_multiple(spec.depth, thick))
+        raise ValueError(f"depth {spec.depth}: {name} needs multiples of {thick}; use --depth {near}")
     if not multiple:
-        _check_pooling(name, spec, options.get("levels"))
+        _check_pooling(name, spec, options)
 
 
-def _check_pooling(name: str, spec: DataSpec, levels: int | None) -> None:
+def _check_pooling(name: str, spec: DataSpec, options: Mapping[str, Any]) -> None:
     shape = spec.window if spec.is_volumetric else spec.size
+    levels, strides = options.get("levels"), options.get("strides")
     try:
-        poolings(shape, fitting_levels(shape) if levels is None else levels)
+        if strides is not None:
+            planned_poolings(strides, shape)
+        else:
+            poolings(shape, fitting_levels(shape) if levels is None else levels)
     except ValueError as error:
         field = f"depth and size {shape}" if spec.is_volumetric else f"size {spec.size}"
         depth = "" if levels is None else f" with levels={levels}"

@@ -1,6 +1,8 @@
 """How often a grid can be halved: the arithmetic of encoders, without Keras, so that checks cost no time."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 SMALLEST_EDGE = 4
 """An axis is not halved below this many voxels (nnU-Net's limit)."""
@@ -51,7 +53,8 @@ def poolings(shape: Sequence[int | None], levels: int) -> list[tuple[int, ...]]:
     """
     if levels < 2:
         raise ValueError(f"levels is {levels!r}; at least 2 are needed")
-    factors, edges = [], list(shape)
+    factors: list[tuple[int, ...]] = []
+    edges = list(shape)
     for _ in range(levels - 1):
         factor = tuple(2 if edge is None or _can_halve(edge) else 1 for edge in edges)
         stuck = any(edge is not None and edge % 2 == 1 and edge > LARGEST_ODD_EDGE for edge in edges)
@@ -60,6 +63,50 @@ def poolings(shape: Sequence[int | None], levels: int) -> list[tuple[int, ...]]:
         factors.append(factor)
         edges = [edge if edge is None else edge // divisor for edge, divisor in zip(edges, factor, strict=True)]
     return factors
+
+
+def planned_poolings(strides: Any, shape: Sequence[int | None]) -> list[tuple[int, ...]]:
+    """Returns what `poolings` does where a plan says it: one entry of `strides` for each level, the first all 1.
+
+    Raises:
+        ValueError: not such a list, or a shape that cannot be divided; the nearest shape is named.
+
+    >>> planned_poolings([1, (1, 2, 2), 2], (6, 32, 24))
+    [(1, 2, 2), (2, 2, 2)]
+    """
+    first, *factors = per_level("strides", strides, len(shape))
+    if max(first) > 1 or not factors or any(max(factor) == 1 for factor in factors):
+        raise ValueError(f"strides is {strides!r}; at least two levels are needed, the first all 1 and no other")
+    divisors = [math.prod(axis) for axis in zip(*factors, strict=True)]
+    if any(edge is not None and edge % divisor for edge, divisor in zip(shape, divisors, strict=True)):
+        near = [edge and nearest_multiple(edge, divisor) for edge, divisor in zip(shape, divisors, strict=True)]
+        raise ValueError(
+            f"strides need multiples of {' x '.join(map(str, divisors))}; use {' x '.join(map(str, near))}"
+        )
+    return factors
+
+
+def per_level(field: str, entries: Any, num_axes: int) -> list[tuple[int, ...]]:
+    """Returns one tuple per level; an entry may be one number for all axes.
+
+    Raises:
+        ValueError: naming the `field`, where a level has not one positive whole number, or one per axis.
+
+    >>> per_level("kernels", [[1, 3, 3], 3], 3)
+    [(1, 3, 3), (3, 3, 3)]
+    """
+    levels: list[tuple[int, ...]] = []
+    for entry in entries if isinstance(entries, list | tuple) else [None]:
+        level: tuple[Any, ...] = tuple(entry) if isinstance(entry, list | tuple) else (entry,) * num_axes
+        if len(level) != num_axes or not all(type(edge) is int and edge > 0 for edge in level):
+            raise ValueError(
+                f"{field} is {entries!r}; a list is needed that has, for each level, one positive whole number or"
+                f" {num_axes} of them"
+            )
+        levels.append(level)
+    if not levels:
+        raise ValueError(f"{field} is empty; one entry per level is needed")
+    return levels
 
 
 def nearest_multiple(edge: int, divisor: int, *, smallest: int = 1) -> int:

@@ -38,7 +38,7 @@ def backbone_unet(
     num_classes: int,
     *,
     encoder_weights: str | Path | None,
-    freeze_encoder: bool,
+    freeze_encoder: bool | None,
     weights_url: str,
 ) -> keras.Model:
     """Builds a U-Net on `backbone`.
@@ -50,7 +50,8 @@ def backbone_unet(
         input_shape: `(H, W, C)`; H and W multiples of 32, or None.
         num_classes: classes, background included.
         encoder_weights: ImageNet weights in a local .h5 file, or None for random ones.
-        freeze_encoder: keep the encoder's convolutions as they are; its batch normalisation trains on.
+        freeze_encoder: keep the encoder's convolutions as they are; its batch normalisation trains on. None does so
+            exactly when `encoder_weights` are given: random convolutions that cannot learn are of no use.
         weights_url: where that file can be had, for messages.
 
     Raises:
@@ -64,7 +65,8 @@ def backbone_unet(
             f" use {' x '.join(map(str, near))}"
         )
     path = None if encoder_weights is None else _existing(Path(encoder_weights), weights_url)
-    network = _network(backbone, (*input_shape[:2], 3), num_classes, path, freeze_encoder, weights_url)
+    frozen = path is not None if freeze_encoder is None else bool(freeze_encoder)
+    network = _network(backbone, (*input_shape[:2], 3), num_classes, path, frozen, weights_url)
     image = keras.Input(tuple(input_shape), name="image")
     rgb = _three_channels(image)
 

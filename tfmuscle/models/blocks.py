@@ -5,12 +5,16 @@ initialisation for that slope, batch normalisation with ε 1e-5 and momentum 0.9
 normalisation as `GroupNormalization(groups=-1)` with ε 1e-5. The latter was measured on 2 CPU cores: a training step
 of a 3D U-Net takes as long as with batch normalisation, and as with a hand-written layer, so there is none.
 
-A block takes `strides`, one factor per axis, and `norm`; its layers are called `<name>_...`.
+A block takes `strides` (one factor per axis), `norm` and `kernel`; its layers are called `<name>_...`.
 """
+
+from collections.abc import Sequence
 
 import keras
 from keras import layers
 
+Edges = int | tuple[int, ...]
+"""One number for all axes, or one for each."""
 LEAKY_SLOPE = 0.01
 """Slope of the activation for negative input, as in nnU-Net."""
 NORMS = ("instance", "batch", "none")
@@ -18,12 +22,37 @@ DENSE_LAYERS = 4
 """Layers of a dense block; each adds a quarter of the block's filters."""
 
 
-def convolution(x, filters: int, *, name: str, kernel: int = 3, strides=1, use_bias: bool = True):
-    """Convolves with edge `kernel`; He-normal for LeakyReLU: standard deviation sqrt(2 / ((1 + 0.01²) fan_in))."""
-    layer = {4: layers.Conv2D, 5: layers.Conv3D}[len(x.shape)]
+def convolution(x, filters: int, *, name: str, kernel: Edges = 3, strides: Edges = 1, use_bias: bool = True):
+    """Convolves with an odd `kernel`; He-normal for LeakyReLU: standard deviation sqrt(2 / ((1 + 0.01²) fan_in)).
+
+    Output voxel i is centred on input voxel `i * stride`, as in PyTorch. Keras' own "same" padding puts all of it
+    behind an even axis, which centres the voxel one further and shifts what weights of nnU-Net see.
+    """
+    rank = len(x.shape) - 2
+    layer = {2: layers.Conv2D, 3: layers.Conv3D}[rank]
+    margin = [edge // 2 for edge in ((kernel,) * rank if isinstance(kernel, int) else kernel)]
+    padding = "same"
+    if max((strides,) if isinstance(strides, int) else strides) > 1:
+        x, padding = pad(x, margin, name=f"{name}_pad"), "valid"
     return layer(
-        filters, kernel, strides=strides, padding="same", use_bias=use_bias, kernel_initializer=he_normal(), name=name
+        filters, kernel, strides=strides, padding=padding, use_bias=use_bias, kernel_initializer=he_normal(), name=name
     )(x)
+
+
+def pad(x, margin: Sequence[int], *, name: str):
+    """Adds `margin` zeros at both ends of each axis; nothing to do when all are 0."""
+    if not any(margin):
+        return x
+    layer = {4: layers.ZeroPadding2D, 5: layers.ZeroPadding3D}[len(x.shape)]
+    return layer(tuple(margin), name=name)(x)
+
+
+def max_pool(x, factor: tuple[int, ...], *, name: str):
+    """Takes the largest value of cells of `factor` voxels; nothing to do when all are 1."""
+    if max(factor) == 1:
+        return x
+    layer = {4: layers.MaxPooling2D, 5: layers.MaxPooling3D}[len(x.shape)]
+    return layer(factor, name=name)(x)
 
 
 def upsample(x, filters: int, *, factor: tuple[int, ...], name: str):
@@ -53,33 +82,34 @@ def activate(x, *, name: str):
     return layers.LeakyReLU(negative_slope=LEAKY_SLOPE, name=name)(x)
 
 
-def plain_block(x, filters: int, *, strides: tuple[int, ...], norm: str, name: str):
+def plain_block(x, filters: int, *, strides: tuple[int, ...], norm: str, name: str, kernel: Edges = 3):
     """Two times convolution, normalisation, activation; the first convolution takes the strides (nnU-Net)."""
     for n in range(2):
-        x = convolution(x, filters, strides=strides if n == 0 else 1, name=f"{name}_conv{n}")
+        x = convolution(x, filters, kernel=kernel, strides=strides if n == 0 else 1, name=f"{name}_conv{n}")
         x = activate(normalise(x, norm, name=f"{name}_norm{n}"), name=f"{name}_act{n}")
     return x
 
 
-def residual_block(x, filters: int, *, strides: tuple[int, ...], norm: str, name: str):
+def residual_block(x, filters: int, *, strides: tuple[int, ...], norm: str, name: str, kernel: Edges = 3):
     """Returns act(F(x) + P(x)); F is two convolutions, P averages and projects x where the shapes differ."""
     shortcut = average(x, strides, name=f"{name}_shortcut_pool")
     if shortcut.shape[-1] != filters:
         shortcut = convolution(shortcut, filters, kernel=1, use_bias=False, name=f"{name}_shortcut_conv")
         shortcut = normalise(shortcut, norm, name=f"{name}_shortcut_norm")
-    x = convolution(x, filters, strides=strides, name=f"{name}_conv0")
+    x = convolution(x, filters, kernel=kernel, strides=strides, name=f"{name}_conv0")
     x = activate(normalise(x, norm, name=f"{name}_norm0"), name=f"{name}_act0")
-    x = normalise(convolution(x, filters, name=f"{name}_conv1"), norm, name=f"{name}_norm1")
+    x = normalise(convolution(x, filters, kernel=kernel, name=f"{name}_conv1"), norm, name=f"{name}_norm1")
     return activate(layers.Add(name=f"{name}_add")([x, shortcut]), name=f"{name}_act1")
 
 
-def dense_block(x, filters: int, *, strides: tuple[int, ...], norm: str, name: str):
+def dense_block(x, filters: int, *, strides: tuple[int, ...], norm: str, name: str, kernel: Edges = 3):
     """Four layers norm, activation, convolution, each fed all earlier maps; returns their `filters` maps together."""
-    x, new = average(x, strides, name=f"{name}_pool"), []
+    x = average(x, strides, name=f"{name}_pool")
+    new: list = []
     for n in range(DENSE_LAYERS):
         known = layers.Concatenate(name=f"{name}_known{n}")([x, *new]) if new else x
         known = activate(normalise(known, norm, name=f"{name}_norm{n}"), name=f"{name}_act{n}")
-        new.append(convolution(known, filters // DENSE_LAYERS, name=f"{name}_conv{n}"))
+        new.append(convolution(known, filters // DENSE_LAYERS, kernel=kernel, name=f"{name}_conv{n}"))
     return layers.Concatenate(name=f"{name}_maps")(new)
 
 

@@ -22,7 +22,7 @@ def resnet34_unet(
     num_classes: int,
     *,
     encoder_weights: str | Path | None = None,
-    freeze_encoder: bool = False,
+    freeze_encoder: bool | None = None,
 ) -> keras.Model:
     """Builds the network; options as `backbone_unet`.
 
@@ -30,7 +30,8 @@ def resnet34_unet(
         input_shape: `(H, W, C)`; H and W multiples of 32, or None.
         num_classes: classes, background included.
         encoder_weights: a local copy of `WEIGHTS_URL`, or None for random weights.
-        freeze_encoder: train the decoder and the encoder's batch normalisation only.
+        freeze_encoder: train the decoder and the encoder's batch normalisation only; None does so exactly when
+            `encoder_weights` are given.
     """
     return backbone_unet(
         "resnet34",

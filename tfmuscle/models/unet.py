@@ -1,20 +1,26 @@
 """U-Net in 2D or 3D, by the rank of the input.
 
 Encoder and decoder are those of nnU-Net: filters double per level up to a limit, the first convolution of a level is
-strided, the decoder uses transposed convolutions with kernel = stride. Strided convolution rather than max-pooling: a
-training step costs the same on a CPU (0.35 s for two 48 x 64 x 48 samples, 16 filters, 4 levels, 2 cores), and
-TensorFlow has no float16 max-pooling in 3D for CPUs. The residual and the dense block replace the plain one of Ni et
-al. 2019 with the same filters.
+strided, the decoder uses transposed convolutions with kernel = stride. Strided convolution rather than max-pooling
+(which `pooling="max"` gives): a training step costs the same on a CPU (0.35 s for two 48 x 64 x 48 samples, 16 filters,
+4 levels, 2 cores), and TensorFlow has no float16 max-pooling in 3D for CPUs. The residual and the dense block replace
+the plain one of Ni et al. 2019 with the same filters.
 
 Axes are pooled by 2 only while they are even and at least 4 voxels remain, so that stacks of few slices keep their
-depth. Axes of unknown size (None) are allowed; they must come in multiples of `2**(levels - 1)`.
+depth. Axes of unknown size (None) are allowed; they must come in multiples of `2**(levels - 1)`. A plan says instead
+itself how each level is pooled and which kernels its convolutions have (`strides`, `kernels`). With plain blocks,
+instance norm and deep supervision that is nnU-Net's `PlainConvUNet`, weight by weight: two convolutions per level on
+either way with the kernel of the level, biases everywhere, a 1x1 head at each level of the decoder.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import layers
 
-from tfmuscle.models._pooling import fitting_levels, poolings
-from tfmuscle.models.blocks import BLOCKS, DENSE_LAYERS, NORMS, convolution, head, upsample
+from tfmuscle.models._pooling import fitting_levels, per_level, planned_poolings, poolings
+from tfmuscle.models.blocks import BLOCKS, DENSE_LAYERS, NORMS, Edges, convolution, head, max_pool, upsample
 
 FACTS = {
     "source": "Ronneberger et al. 2015, in the form of nnU-Net (Isensee et al. 2021)",
@@ -24,6 +30,7 @@ FACTS = {
     "spatial_axes": (2, 3),
     "multiple_of": None,
 }
+POOLINGS = ("stride", "max")
 
 
 def unet(
@@ -37,6 +44,9 @@ def unet(
     dropout: float = 0.0,
     deep_supervision: bool = False,
     max_filters: int = 320,
+    strides: Sequence[Edges] | None = None,
+    kernels: Sequence[Edges] | None = None,
+    pooling: str = "stride",
 ) -> keras.Model:
     """Builds a U-Net.
 
@@ -51,6 +61,10 @@ def unet(
         deep_supervision: return a dict that has, besides `probabilities`, those of the coarser decoder levels as
             `probabilities_1`, `probabilities_2`, ... from fine to coarse.
         max_filters: filters are not doubled beyond this.
+        strides: factors between a level and the one before, one number or one per axis for each level; the first is 1.
+            They replace `levels`; None halves what can be halved.
+        kernels: odd edges of the convolutions in voxels, one number or one per axis for each level; None is 3.
+        pooling: `stride` or `max`, how the encoder gets from one level to the next.
 
     Returns:
         Model with the input `image` and the output `probabilities` `(..., num_classes)` float32.
@@ -58,22 +72,27 @@ def unet(
     Raises:
         ValueError: an option out of range, or a shape that cannot be pooled that often.
     """
-    factors = _factors(input_shape, levels)
+    factors = _factors(input_shape, levels, strides)
+    edges = _kernels(kernels, len(input_shape) - 1, len(factors) + 1)
     widths = [min(filters * 2**level, max_filters) for level in range(len(factors) + 1)]
     _check(block, norm, dropout, widths)
+    if pooling not in POOLINGS:
+        raise ValueError(f"pooling is {pooling!r}; choose one of {', '.join(POOLINGS)}")
     image = keras.Input(tuple(input_shape), name="image")
     # A dense block starts with norm and activation, which would discard the dark half of the image itself.
     x = convolution(image, widths[0], name="stem") if block == "dense" else image
     skips, unit = [], (1,) * (len(input_shape) - 1)
-    for level, (width, strides) in enumerate(zip(widths, [unit, *factors], strict=True)):
-        x = BLOCKS[block](x, width, strides=strides, norm=norm, name=f"encoder{level}")
+    for level, (width, factor, kernel) in enumerate(zip(widths, [unit, *factors], edges, strict=True)):
+        if pooling == "max":
+            x, factor = max_pool(x, factor, name=f"encoder{level}_pool"), unit
+        x = BLOCKS[block](x, width, strides=factor, norm=norm, kernel=kernel, name=f"encoder{level}")
         skips.append(x)
     x = layers.Dropout(dropout, name="dropout")(x) if dropout else x
     outputs = {}
     for level in reversed(range(len(factors))):
         x = upsample(x, widths[level], factor=factors[level], name=f"decoder{level}_up")
         x = layers.Concatenate(name=f"decoder{level}_skip")([x, skips[level]])
-        x = BLOCKS[block](x, widths[level], strides=unit, norm=norm, name=f"decoder{level}")
+        x = BLOCKS[block](x, widths[level], strides=unit, norm=norm, kernel=edges[level], name=f"decoder{level}")
         if level == 0 or deep_supervision:
             name = f"probabilities_{level}" if level else "probabilities"
             outputs[name] = head(x, num_classes, name=name)
@@ -81,11 +100,28 @@ def unet(
     return keras.Model(image, fine_to_coarse if deep_supervision else outputs["probabilities"], name="unet")
 
 
-def _factors(input_shape: tuple[int | None, ...], levels: int | None) -> list[tuple[int, ...]]:
+def _factors(input_shape: tuple[int | None, ...], levels: int | None, strides: Any) -> list[tuple[int, ...]]:
+    shape = input_shape[:-1]
     try:
-        return poolings(input_shape[:-1], fitting_levels(input_shape[:-1]) if levels is None else levels)
+        if strides is None:
+            return poolings(shape, fitting_levels(shape) if levels is None else levels)
+        factors = planned_poolings(strides, shape)
     except ValueError as error:
         raise ValueError(f"input_shape {tuple(input_shape)}: {error}") from error
+    if levels not in (None, len(factors) + 1):
+        raise ValueError(f"levels is {levels!r} and strides has {len(factors) + 1} levels; leave levels out")
+    return factors
+
+
+def _kernels(kernels: Any, num_axes: int, levels: int) -> list[tuple[int, ...]]:
+    if kernels is None:
+        return [(3,) * num_axes] * levels
+    edges = per_level("kernels", kernels, num_axes)
+    if len(edges) != levels:
+        raise ValueError(f"kernels has {len(edges)} levels; {levels} are needed, as many as the network has")
+    if any(edge % 2 == 0 for level in edges for edge in level):
+        raise ValueError(f"kernels is {kernels!r}; odd numbers are needed, for an even kernel has no middle voxel")
+    return edges
 
 
 def _check(block: str, norm: str, dropout: float, widths: list[int]) -> None:

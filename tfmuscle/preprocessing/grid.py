@@ -81,7 +81,7 @@ def resample_image(volume: Volume, geometry: Geometry) -> Volume:
         axes = zip(np.diag(matrix[:3, :3]), matrix[:3, 3], volume.array.shape[:3], geometry.shape, strict=True)
         weights = [_weights(*axis) for axis in axes]
         for channel, target in zip(channels, targets, strict=True):
-            _resample_axes(channel, weights, target)
+            apply_weights(channel, weights, target)
         return Volume(array, geometry, volume.source)
     for channel, target in zip(channels, targets, strict=True):
         channel = _blurred(channel, np.abs(matrix[:3, :3]).max(axis=1))
@@ -91,12 +91,22 @@ def resample_image(volume: Volume, geometry: Geometry) -> Volume:
     return Volume(array, geometry, volume.source)
 
 
-def _weights(scale: float, shift: float, size: int, new_size: int) -> scipy.sparse.csr_array:
-    """Returns what each old voxel of an axis gives to each new one, `(new_size, size)`; rows sum to one."""
+def linear_weights(scale: float, shift: float, size: int, new_size: int) -> scipy.sparse.csr_array:
+    """Returns what each old voxel of an axis gives to each new one, `(new_size, size)`; rows sum to one.
+
+    New voxel `n` lies at `scale * n + shift` old ones.
+    """
     place = np.clip(scale * np.arange(new_size) + shift, 0, size - 1)
     lower = np.floor(place).astype(np.int64)
     upper = np.minimum(lower + 1, size - 1)
     weights = _sparse([lower, upper], [1 - (place - lower), place - lower], size)
+    weights.eliminate_zeros()
+    return weights
+
+
+def _weights(scale: float, shift: float, size: int, new_size: int) -> scipy.sparse.csr_array:
+    """Returns `linear_weights`, blurred before where the axis becomes much coarser."""
+    weights = linear_weights(scale, shift, size, new_size)
     if abs(scale) > ANTIALIAS_FACTOR and size > 1:
         sigma = (abs(scale) - 1) / 2
         steps = np.arange(-round(_BLUR_SIGMAS * sigma), round(_BLUR_SIGMAS * sigma) + 1)
@@ -113,7 +123,7 @@ def _sparse(columns: list[np.ndarray], values: list[np.ndarray], size: int) -> s
     return scipy.sparse.coo_array((np.concatenate(values), places), shape=(len(columns[0]), size)).tocsr()
 
 
-def _resample_axes(array: np.ndarray, weights: list[scipy.sparse.csr_array], target: np.ndarray) -> None:
+def apply_weights(array: np.ndarray, weights: list[scipy.sparse.csr_array], target: np.ndarray) -> None:
     """Applies a matrix to each axis of `array`; an old slice is resampled in-plane once and kept while it is needed."""
     along, rows, columns = weights
     planes: dict[int, np.ndarray] = {}
@@ -142,7 +152,7 @@ def resample_labels(volume: Volume, geometry: Geometry) -> Volume:
     array = np.zeros(geometry.shape, volume.array.dtype)
     if _is_separable(matrix, geometry):
         axes = zip(np.diag(matrix[:3, :3]), matrix[:3, 3], geometry.shape, strict=True)
-        nearest = [_nearest(scale * np.arange(size) + shift) for scale, shift, size in axes]
+        nearest = [nearest_index(scale * np.arange(size) + shift) for scale, shift, size in axes]
         inside = [np.flatnonzero((n >= 0) & (n < size)) for n, size in zip(nearest, volume.array.shape, strict=True)]
         slabs, rows, columns = (index[keep] for index, keep in zip(nearest, inside, strict=True))
         box = tuple(slice(keep[0], keep[-1] + 1) if len(keep) else slice(0) for keep in inside[1:])
@@ -150,7 +160,7 @@ def resample_labels(volume: Volume, geometry: Geometry) -> Volume:
             array[first][box] = volume.array[old].take(rows, axis=0).take(columns, axis=1)
         return Volume(array, geometry, volume.source)
     for first, plane in _planes(geometry):
-        index = _nearest(plane @ matrix[:3, :3].T + matrix[:3, 3])
+        index = nearest_index(plane @ matrix[:3, :3].T + matrix[:3, 3])
         inside_plane = ((index >= 0) & (index < volume.array.shape)).all(axis=-1)
         array[first][inside_plane] = volume.array[tuple(index[inside_plane].T)]
     return Volume(array, geometry, volume.source)
@@ -162,7 +172,8 @@ def _planes(geometry: Geometry) -> Iterator[tuple[int, np.ndarray]]:
         yield first, plane + (first, 0, 0)
 
 
-def _nearest(index: np.ndarray) -> np.ndarray:
+def nearest_index(index: np.ndarray) -> np.ndarray:
+    """Returns the voxel nearest to a fractional index; halves go up."""
     return np.floor(np.round(index, _INDEX_DIGITS) + 0.5).astype(np.int64)
 
 

@@ -13,37 +13,49 @@ in half the space of float32; beyond ±65504 it does not reach, which is refused
 carry a scale. Deflated images and GZIP files are smaller, and cost processor time at every reading, which augmentation
 needs (`benchmarks/encoding.md`).
 
+With random patches (`DataSpec.patches`) a shard holds a single example, the whole preprocessed scan, from which
+training draws patches (`scans.py`). `read_shard` and `load_samples` then give the windows of the grid that hold labels,
+which is also what `samples` in the index counts.
+
 The user's files may be cut short or altered: `read_index` sees missing and truncated shards, `verify` every changed
 bit of every file. Both say what to do: run build-records again, which makes only what is damaged.
 
-`shards.py` writes and reads samples, `index.py` the index, `sealing.py` JSON that knows its own checksum,
-`checking.py` looks for damage, `description.py` speaks to TensorFlow Datasets.
+`shards.py` writes and reads samples, `scans.py` whole scans, `examples.py` is what they share; `index.py` holds the
+index, `sealing.py` JSON that knows its own checksum, `checking.py` looks for damage, `description.py` speaks to
+TensorFlow Datasets.
 """
 
 from tfmuscle.folds import TEST
 from tfmuscle.records.checking import Verification, check_shard, verify
 from tfmuscle.records.index import RecordIndex, Shard, load_spec, plan_shards, read_index, withdraw_index, write_index
 from tfmuscle.records.layout import INDEX_FILE, SPEC_FILE
+from tfmuscle.records.scans import PLACES, Scan, load_scans, read_scan, sample_of, write_scan
 from tfmuscle.records.sealing import read_sealed, write_sealed
 from tfmuscle.records.shards import load_samples, read_shard, write_shard
 
 __all__ = [
     "INDEX_FILE",
+    "PLACES",
     "SPEC_FILE",
     "TEST",
     "RecordIndex",
+    "Scan",
     "Shard",
     "Verification",
     "check_shard",
     "load_samples",
+    "load_scans",
     "load_spec",
     "plan_shards",
     "read_index",
+    "read_scan",
     "read_sealed",
     "read_shard",
+    "sample_of",
     "verify",
     "withdraw_index",
     "write_index",
+    "write_scan",
     "write_sealed",
     "write_shard",
 ]

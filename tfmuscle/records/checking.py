@@ -17,7 +17,7 @@ import tensorflow as tf
 from tfmuscle.errors import DataError
 from tfmuscle.files import read_json, sha256
 from tfmuscle.records.index import check_length, entries_of
-from tfmuscle.records.layout import INDEX_FILE, REBUILD, SPEC_FILE
+from tfmuscle.records.layout import INDEX_FILE, REBUILD, SPEC_FILE, records_in
 from tfmuscle.records.sealing import is_sealed, read_sealed
 
 _SHARD_NAME = re.compile(r"shard-\d{5,}\.(tfrecord|json)")
@@ -115,8 +115,8 @@ def _check_records(path: Path, entry: Mapping[str, Any]) -> str | None:
         count = int(_count_records(tf.constant(str(path))))
     except tf.errors.OpError:
         return f"{path}: a record is damaged; delete the shard and {REBUILD}"
-    if count != entry["samples"]:
-        return f"{path}: holds {count} samples instead of {entry['samples']}; delete the shard and {REBUILD}"
+    if count != (expected := records_in(entry)):
+        return f"{path}: holds {count} samples instead of {expected}; delete the shard and {REBUILD}"
     return None
 
 

@@ -9,7 +9,8 @@ per split was rejected, because the number of a shard would then change with the
 Splits are `fold_0`, `fold_1`, ... and `test`. Subjects held out are in `test` alone; training on all but fold 0 reads
 `split="fold_1+fold_2"`. TensorFlow Datasets' own word `all` takes the test subjects in.
 
-The image comes out as float16, as it is stored; `labels` are class indices with -1 for unknown.
+The image comes out as float16, as it is stored; `labels` are class indices with -1 for unknown. With random patches an
+example is a whole scan, of whatever shape.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,9 +20,10 @@ from typing import Any
 from tfmuscle.config import DataSpec
 from tfmuscle.files import write_json
 from tfmuscle.folds import TEST
-from tfmuscle.records.layout import DATASET_INFO_FILE, FEATURES_FILE, VERSION
+from tfmuscle.records.layout import DATASET_INFO_FILE, FEATURES_FILE, VERSION, records_in
 
 _FEATURES = "tensorflow_datasets.core.features."
+_ANY = (-1, -1, -1)
 SHARD_TEMPLATE = "shard-{SHARD_INDEX}.tfrecord"
 
 
@@ -34,9 +36,10 @@ def write_description(folder: str | Path, entries: Iterable[Mapping[str, Any]], 
 
 def features(spec: DataSpec) -> dict[str, Any]:
     """Returns how an example is decoded; the names are those of `shards.py`."""
+    whole = spec.patches == "random"
     parts = {
-        "image": _tensor(spec.input_shape, "float16", "bytes"),
-        "labels": _tensor(spec.label_shape, "int16", "zlib"),
+        "image": _tensor((*_ANY, spec.num_channels) if whole else spec.input_shape, "float16", "bytes"),
+        "labels": _tensor(_ANY if whole else spec.label_shape, "int16", "zlib"),
         "start": _tensor((3,), "int64", "none"),
         "subject_id": {"pythonClassName": _FEATURES + "text_feature.Text", "text": {}},
     }
@@ -57,7 +60,7 @@ def dataset_info(entries: Iterable[Mapping[str, Any]], spec: DataSpec) -> dict[s
     splits = []
     for fold in sorted({entry["fold"] for entry in numbered.values()}, key=lambda fold: (fold == TEST, fold)):
         own = {number: entry for number, entry in numbered.items() if entry["fold"] == fold}
-        lengths = [str(own[number]["samples"]) if number in own else "0" for number in range(count)]
+        lengths = [str(records_in(own[number])) if number in own else "0" for number in range(count)]
         splits.append(
             {
                 "name": "test" if fold == TEST else f"fold_{fold}",

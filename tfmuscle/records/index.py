@@ -52,7 +52,7 @@ class RecordIndex:
     Attributes:
         folder: the folder.
         entries: one dict per subject: `file`, `subject_id`, `fold`, `status` ("ok" or "failed"); for "ok" also
-            `samples`, `bytes`, `sha256`, `class_voxels`; for "failed" `error`.
+            `samples`, `bytes`, `sha256`, `class_voxels`, and for a whole scan `records` (1); for "failed" `error`.
     """
 
     folder: Path
@@ -78,7 +78,7 @@ class RecordIndex:
         return self._entry(subject_id)["file"]
 
     def samples_of(self, subject_id: str) -> int:
-        """Returns the number of samples in the subject's shard."""
+        """Returns the number of samples in the subject's shard; of a whole scan, windows of the grid with labels."""
         return self._entry(subject_id)["samples"]
 
     def paths(self, folds: Sequence[int]) -> list[Path]:

@@ -1,8 +1,5 @@
 """Writing and reading the samples of one shard; the encoding is explained in the package's docstring."""
 
-import contextlib
-import errno
-import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,18 +7,28 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from google.protobuf.message import DecodeError
 
 from tfmuscle.config import DataSpec
 from tfmuscle.errors import DataError
-from tfmuscle.files import atomic_path, sha256
+from tfmuscle.files import atomic_path
 from tfmuscle.labels import IGNORE
-from tfmuscle.records.layout import REBUILD, VERSION
-
-_LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
-_FRAME = struct.Struct("<QI")  # length of a record and the checksum of that length
-_FRAME_END_BYTES = 4
-_DEFLATE_LEVEL = 1
+from tfmuscle.records.examples import (
+    DEFLATE_LEVEL,
+    check_frames,
+    check_values,
+    check_version,
+    count_classes,
+    decoding,
+    disk_errors,
+    in_bytes,
+    in_integers,
+    nothing_labelled,
+    read_records,
+    serialised,
+    summary,
+)
+from tfmuscle.records.layout import REBUILD
+from tfmuscle.records.scans import load_windows, read_scan, windows_of
 
 
 def write_shard(
@@ -44,34 +51,18 @@ def write_shard(
     """
     count, class_voxels = 0, np.zeros(spec.num_classes, dtype=np.int64)
     with atomic_path(path) as temporary:
-        with _disk_errors(), tf.io.TFRecordWriter(str(temporary)) as writer:
+        with disk_errors(), tf.io.TFRecordWriter(str(temporary)) as writer:
             for sample in samples:
                 labels = np.asarray(sample["labels"])
                 if (labels == IGNORE).all():
                     continue
                 _check_sample(sample, spec, subject_id)
-                class_voxels += np.bincount(labels[labels != IGNORE].ravel(), minlength=spec.num_classes)
+                class_voxels += count_classes(labels, spec)
                 writer.write(_encode(sample, subject_id))
                 count += 1
         if not count:
-            raise DataError(f"{subject_id}: no sample has a labelled voxel; label some slices or leave the subject out")
-        size, digest = temporary.stat().st_size, sha256(temporary)
-    return {"samples": count, "bytes": size, "sha256": digest, "class_voxels": class_voxels.tolist()}
-
-
-@contextlib.contextmanager
-def _disk_errors() -> Iterator[None]:
-    """Turns TensorFlow's words for a full, closed or vanished disk into the OSError that `atomic_path` explains."""
-    try:
-        yield
-    except (tf.errors.ResourceExhaustedError, tf.errors.OutOfRangeError) as error:
-        raise OSError(errno.ENOSPC, "no space left") from error
-    except tf.errors.PermissionDeniedError as error:
-        raise OSError(errno.EACCES, "permission denied") from error
-    except tf.errors.NotFoundError as error:
-        raise OSError(errno.ENOENT, "the folder is gone") from error
-    except tf.errors.OpError as error:
-        raise OSError(errno.EIO, error.message.splitlines()[0]) from error
+            raise nothing_labelled(subject_id)
+        return summary(temporary, samples=count, class_voxels=class_voxels)
 
 
 def _check_sample(sample: Mapping[str, Any], spec: DataSpec, subject_id: str) -> None:
@@ -81,69 +72,47 @@ def _check_sample(sample: Mapping[str, Any], spec: DataSpec, subject_id: str) ->
             f"{subject_id}: a sample has shapes {image.shape} and {labels.shape}; the spec needs {spec.input_shape} and"
             f" {spec.label_shape}"
         )
-    if labels.min() < IGNORE or labels.max() >= spec.num_classes:
-        raise ValueError(
-            f"{subject_id}: class indices {labels.min()}..{labels.max()} are not in -1..{spec.num_classes - 1};"
-            " encode labels with the spec's label map"
-        )
-    if not np.abs(image).max() <= _LARGEST_FLOAT16:
-        raise DataError(
-            f"{subject_id}: an intensity is NaN, infinite or beyond ±{_LARGEST_FLOAT16:.0f}, which records cannot hold;"
-            " mend the scan or choose a normalisation"
-        )
+    check_values(image, labels, spec, subject_id)
 
 
 def _encode(sample: Mapping[str, Any], subject_id: str) -> bytes:
     image = np.ascontiguousarray(sample["image"], dtype="<f2")
     labels = np.ascontiguousarray(sample["labels"], dtype="<i2")
-    feature = {
-        "image": _bytes(image.tobytes()),
-        "image_shape": _integers(image.shape),
-        "labels": _bytes(zlib.compress(labels.tobytes(), _DEFLATE_LEVEL)),
-        "label_shape": _integers(labels.shape),
-        "start": _integers(sample["start"]),
-        "subject_id": _bytes(subject_id.encode()),
-        "version": _integers([VERSION]),
+    features = {
+        "image": in_bytes(image.tobytes()),
+        "image_shape": in_integers(image.shape),
+        "labels": in_bytes(zlib.compress(labels.tobytes(), DEFLATE_LEVEL)),
+        "label_shape": in_integers(labels.shape),
+        "start": in_integers(sample["start"]),
+        "subject_id": in_bytes(subject_id.encode()),
     }
-    example = tf.train.Example(features=tf.train.Features(feature=feature))
-    return example.SerializeToString(deterministic=True)
-
-
-def _bytes(value: bytes) -> tf.train.Feature:
-    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
-
-
-def _integers(values: Iterable[int]) -> tf.train.Feature:
-    return tf.train.Feature(int64_list=tf.train.Int64List(value=[int(value) for value in values]))
+    return serialised(features)
 
 
 def read_shard(path: str | Path, spec: DataSpec) -> Iterator[dict[str, Any]]:
     """Yields the samples of one shard: `image` float32, `labels` int16, `start` and `subject_id`.
 
+    Of a whole scan (random patches), these are the windows of the grid that hold a labelled voxel.
+
     Raises:
         DataError: the file is missing, damaged, of another version or made by another spec.
     """
     path = Path(path)
-    _check_frames(path)
-    try:
-        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-            yield _decode(path, record, spec)
-    except tf.errors.OpError as error:
-        raise DataError(f"{path}: the shard is damaged ({error.message.splitlines()[0]}); {REBUILD}") from error
+    if spec.patches == "random":
+        yield from windows_of(read_scan(path, spec), spec)
+        return
+    for record in read_records(path):
+        yield _decode(path, record, spec)
 
 
 def _decode(path: Path, record: bytes, spec: DataSpec) -> dict[str, Any]:
-    try:
+    with decoding(path):
         feature = tf.train.Example.FromString(record).features.feature
-        version = feature["version"].int64_list.value[0]
+        check_version(path, feature)
         shapes = [tuple(feature[key].int64_list.value) for key in ("image_shape", "label_shape")]
         image = np.frombuffer(feature["image"].bytes_list.value[0], dtype="<f2")
         labels = np.frombuffer(zlib.decompress(feature["labels"].bytes_list.value[0]), dtype="<i2")
         start, subject_id = tuple(feature["start"].int64_list.value), feature["subject_id"].bytes_list.value[0].decode()
-    except (DecodeError, IndexError, ValueError, zlib.error) as error:
-        raise DataError(f"{path}: holds something else than samples of tfmuscle; {REBUILD}") from error
-    if version != VERSION:
-        raise DataError(f"{path}: format version {version}; this tfmuscle reads version {VERSION}, {REBUILD}")
     if shapes != [spec.input_shape, spec.label_shape]:
         raise DataError(
             f"{path}: samples have shapes {shapes[0]} and {shapes[1]}, the spec says {spec.input_shape} and"
@@ -153,23 +122,10 @@ def _decode(path: Path, record: bytes, spec: DataSpec) -> dict[str, Any]:
     return {"image": image, "labels": labels, "start": start, "subject_id": subject_id}
 
 
-def _check_frames(path: Path) -> None:
-    """Walks over the lengths of the records, without reading them: a file that was cut short does not come out even."""
-    if not path.is_file():
-        raise DataError(f"{path}: the shard is missing; {REBUILD}")
-    size, position = path.stat().st_size, 0
-    with path.open("rb") as file:
-        while position < size:
-            file.seek(position)
-            head = file.read(_FRAME.size)
-            if len(head) == _FRAME.size:
-                position += _FRAME.size + _FRAME.unpack(head)[0] + _FRAME_END_BYTES
-            if len(head) < _FRAME.size or position > size:
-                raise DataError(f"{path}: the shard is damaged or cut short; {REBUILD}")
-
-
 def load_samples(paths: Sequence[str | Path] | tf.Tensor, spec: DataSpec) -> tf.data.Dataset:
     """Returns the samples of some shards, in order, unbatched and unshuffled.
+
+    Of whole scans (random patches), these are the windows of `read_shard`; one scan is held at a time.
 
     Args:
         paths: shards; a string tensor inside a `tf.data` function is taken unchecked.
@@ -184,11 +140,20 @@ def load_samples(paths: Sequence[str | Path] | tf.Tensor, spec: DataSpec) -> tf.
     """
     if not tf.is_tensor(paths):
         for path in paths:
-            next(read_shard(path, spec), None)
+            _check_first(Path(path), spec)
         paths = tf.constant([str(path) for path in paths], dtype=tf.string)
+    if spec.patches == "random":
+        return load_windows(paths, spec)
     files = tf.data.Dataset.from_tensor_slices(paths)
     records = files.flat_map(lambda path: tf.data.TFRecordDataset(path, buffer_size=1 << 20))
     return records.map(lambda record: _parse(record, spec), num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _check_first(path: Path, spec: DataSpec) -> None:
+    if spec.patches == "random":  # reading a whole scan twice would take long
+        check_frames(path)
+    else:
+        next(read_shard(path, spec), None)
 
 
 def _parse(record: tf.Tensor, spec: DataSpec) -> tuple[tf.Tensor, tf.Tensor]:

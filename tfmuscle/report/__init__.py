@@ -4,8 +4,19 @@ Figures are `matplotlib.figure.Figure` objects, drawn without pyplot: no window,
 Names may come from a stranger's file: HTML is escaped, and in figures matplotlib's formula syntax is switched off.
 """
 
+from tfmuscle.report.comparisons import difference_plot, model_boxes
 from tfmuscle.report.figures import box_plot, figure_png, training_curves
 from tfmuscle.report.overlays import informative_slices, overlay
 from tfmuscle.report.page import Section, html_page
 
-__all__ = ["Section", "box_plot", "figure_png", "html_page", "informative_slices", "overlay", "training_curves"]
+__all__ = [
+    "Section",
+    "box_plot",
+    "difference_plot",
+    "figure_png",
+    "html_page",
+    "informative_slices",
+    "model_boxes",
+    "overlay",
+    "training_curves",
+]

@@ -20,6 +20,7 @@ from tfmuscle.config import TrainConfig
 from tfmuscle.errors import DataError
 from tfmuscle.files import TEMPORARY_PREFIX, atomic_path, write_text
 from tfmuscle.labels import IGNORE
+from tfmuscle.training.deep_supervision import main_figures
 from tfmuscle.training.schedule import best_epoch, learning_rate, should_stop
 
 BACKUP_PATTERN = re.compile(r"epoch-(\d+)\.weights\.h5")
@@ -69,8 +70,8 @@ class Recorder(keras.callbacks.Callback):
         config: the run's settings.
         history: rows of the epochs already done; grows by one row an epoch.
         steps: batches per epoch, for the progress.
-        progress: called with (batches done, batches in all, note).
-        cancel: called after every batch; True ends the run at once, resumable from the last whole epoch.
+        progress: called with (batches done, batches in all, note); what it raises ends the run at once, resumable from
+            the last whole epoch.
     """
 
     def __init__(
@@ -81,11 +82,10 @@ class Recorder(keras.callbacks.Callback):
         *,
         steps: int,
         progress: Callable[[int, int, str], None] | None = None,
-        cancel: Callable[[], bool] | None = None,
     ) -> None:
         super().__init__()
         self.run, self.config, self.history, self.steps = run, config, history, steps
-        self.progress, self.cancel, self.cancelled = progress, cancel, False
+        self.progress = progress
         self._started = 0.0
 
     def on_epoch_begin(self, epoch: int, logs=None) -> None:
@@ -93,12 +93,13 @@ class Recorder(keras.callbacks.Callback):
         self.model.optimizer.learning_rate = learning_rate(self.config, self.history)
         self._started = time.monotonic()
         # Dropout must not depend on how often it was drawn before, or a resumed run would differ.
-        for number, layer in enumerate(self.model.layers):
+        layers = flat_layers(self.model)
+        for number, layer in enumerate(layers):
             if isinstance(layer, keras.layers.Dropout):
-                layer.seed_generator.state.assign([self.config.seed, epoch * len(self.model.layers) + number])
+                layer.seed_generator.state.assign([self.config.seed, epoch * len(layers) + number])
 
     def on_train_batch_end(self, batch: int, logs=None) -> None:
-        """Reports progress, and stops when asked to."""
+        """Reports progress, and ends a run that diverged."""
         loss = float((logs or {}).get("loss", 0.0))
         if not math.isfinite(loss):
             raise DataError(
@@ -108,42 +109,42 @@ class Recorder(keras.callbacks.Callback):
         if self.progress is not None:
             done = len(self.history) * self.steps + batch + 1
             self.progress(done, self.config.epochs * self.steps, f"epoch {len(self.history) + 1} loss {loss:.3f}")
-        if self.cancel is not None and self.cancel():
-            self.cancelled = self.model.stop_training = True
 
     def on_epoch_end(self, epoch: int, logs=None) -> None:
         """Adds a row to the history and keeps the model if it is the best so far."""
-        if self.cancelled:
-            return
-        row = {"epoch": epoch + 1, "seconds": round(time.monotonic() - self._started, 2)}
-        row |= {key: float(value) for key, value in (logs or {}).items()}
+        recipe = self.config.recipe
+        row = {"epoch": epoch + 1, "seconds": round(time.monotonic() - self._started, 2)} | main_figures(logs or {})
         row["learning_rate"] = float(learning_rate(self.config, self.history))
         self.history.append(row)
-        if best_epoch(self.history) == len(self.history) - 1:
+        if best_epoch(self.history, recipe.selection) == len(self.history) - 1:
             with atomic_path(self.run / "best.keras") as temporary:
                 self.model.save(temporary)
         write_history(self.run / "history.csv", self.history)
-        if should_stop(self.history, self.config.recipe.patience):
+        if should_stop(self.history, recipe.patience, recipe.patience_of):
             self.model.stop_training = True
 
 
 class Backup(keras.callbacks.Callback):
     """Saves weights and optimiser state after every epoch, as one file that is whole or not there."""
 
-    def __init__(self, folder: Path, recorder: Recorder) -> None:
+    def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.folder, self.recorder = folder, recorder
+        self.folder = folder
 
     def on_epoch_end(self, epoch: int, logs=None) -> None:
         """Writes `epoch-NNNN.weights.h5`, NNNN epochs being done, and removes older ones."""
-        if self.recorder.cancelled:
-            return
         newest = self.folder / f"epoch-{epoch + 1:04d}.weights.h5"
         with atomic_path(newest) as temporary:
             self.model.save_weights(temporary)
         for old in self.folder.iterdir():
             if old != newest and (BACKUP_PATTERN.fullmatch(old.name) or old.name.startswith(TEMPORARY_PREFIX)):
                 old.unlink()
+
+
+def flat_layers(model: keras.Model) -> list[keras.layers.Layer]:
+    """Returns the layers of a model, those of models inside it in their place."""
+    inner = [flat_layers(layer) if isinstance(layer, keras.Model) else [layer] for layer in model.layers]
+    return [layer for layers in inner for layer in layers]
 
 
 def newest_backup(folder: Path) -> tuple[Path, int] | None:

@@ -4,8 +4,10 @@ The user names records and an architecture; the data of all folds but one train,
 the test set are never read. The run folder holds everything prediction needs and says how it came about:
 
     spec.json  train.json  split.json   what was decided, and which subject had which part
-    best.keras                          the model of the epoch with the best validation Dice
+    transfer.json                       whose weights the network started with, if it did (`transfer.py`)
+    best.keras                          the model of the epoch that `selection` prefers
     history.csv  curves.png             one row an epoch, and the picture of it
+    postprocessing.json                 how predictions are cleaned, if the recipe says so
     about.json                          versions, hardware, seconds, best epoch; written last: the run is complete
     state/  tensorboard/                backup of the newest epoch (removed at the end), logs
 """
@@ -24,7 +26,10 @@ from tfmuscle.config import DataSpec, TrainConfig
 from tfmuscle.errors import DataError
 from tfmuscle.files import TEMPORARY_PREFIX, atomic_path, provenance, read_json, write_json
 from tfmuscle.folds import TEST
+from tfmuscle.inference.runs import MAIN_OUTPUT
 from tfmuscle.losses import get_loss
+from tfmuscle.losses.voxelwise import DATASET_WEIGHTS, inverse_frequencies
+from tfmuscle.postprocessing import CHEENA
 from tfmuscle.records import RecordIndex, check_shard, load_spec, read_index
 from tfmuscle.report import figure_png, training_curves
 from tfmuscle.training.batches import epoch_steps, training_batches, validation_batches
@@ -37,12 +42,15 @@ from tfmuscle.training.callbacks import (
     tensorboard,
     write_history,
 )
+from tfmuscle.training.deep_supervision import model_options, output_shapes, output_weights, with_coarse_labels
+from tfmuscle.training.optimisers import make_optimiser
 from tfmuscle.training.schedule import best_epoch, curves, should_stop
+from tfmuscle.training.transfer import TRANSFER_FILE, begin, identify
 
-SGD_MOMENTUM = 0.99
-"""Nesterov momentum of plain SGD (nnU-Net)."""
-GRADIENT_NORM = 12.0
-"""Gradients are clipped to this global norm (nnU-Net)."""
+STAGES_FOLDER = "stages"
+"""Folder in a run for the trainings that went before it (`workflows.staging`)."""
+
+Say = Callable[[str], None]
 
 
 def fit(
@@ -50,9 +58,10 @@ def fit(
     run: str | Path,
     config: TrainConfig,
     *,
+    start: str | Path | None = None,
     resume: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
-    cancel: Callable[[], bool] | None = None,
+    say: Say | None = None,
 ) -> Path:
     """Trains one model on one fold and returns the run folder.
 
@@ -60,43 +69,79 @@ def fit(
         records: folder made by `build-records`.
         run: folder to make; with `resume`, one that an interrupted run left.
         config: architecture, optimisation, fold and seed.
+        start: run whose weights the network starts with, as far as they fit; a resumed run remembers it.
         resume: go on at the epoch that was interrupted; a run that is complete is left as it is.
-        progress: called with (batches done, batches in all, note).
-        cancel: asked after every batch; True stops, and the run can be resumed.
+        progress: called with (batches done, batches in all, note); what it raises ends the training, and the run can be
+            resumed.
+        say: called with what the user should know about `start`, one sentence each.
 
     Raises:
         ValueError: the model does not take these records, naming the field, or the fold does not exist.
-        DataError: the records are incomplete, or the run folder holds another run.
+        DataError: the records are incomplete, the run folder holds another run, or `start` does not fit.
     """
     records, run = Path(records), Path(run)
     spec, index = load_spec(records), read_index(records)
-    models.check_spec(config.model, spec, **config.model_options)
+    models.check_spec(config.model, spec, **model_options(config))
     split = _split(index, spec, config)
     _check_shards(index, spec, split["train"] + split["validation"])
-    if _prepare(run, spec, config, split, resume=resume):
+    if prepare(run, spec, config, split, start=None if start is None else Path(start), resume=resume):
         return run
     keras.utils.set_random_seed(config.seed)
-    model = _compiled(spec, config)
+    model = _compiled(spec, config, _dataset_weights(index, split["train"]))
+    shards = {part: _shards(index, split[part]) for part in ("train", "validation")}
     history = _restore(model, run)
-    paths = {part: [records / index.path_of(subject) for subject in split[part]] for part in ("train", "validation")}
-    samples = {part: sum(index.samples_of(subject) for subject in split[part]) for part in paths}
-    steps = epoch_steps(samples["train"], config)
-    recorder = Recorder(run, config, history, steps=steps, progress=progress, cancel=cancel)
-    started = time.monotonic()
-    stopped = should_stop(history, config.recipe.patience)  # killed between the last epoch and the end
+    if not history and (run / TRANSFER_FILE).exists():
+        begin(model, run, spec, config, validation=shards["validation"], say=say or _silent)
+    _train(model, run, spec, config, shards=shards, history=history, progress=progress)
+    return run
+
+
+def _train(
+    model: keras.Model,
+    run: Path,
+    spec: DataSpec,
+    config: TrainConfig,
+    *,
+    shards: dict[str, dict[str, tuple[Path, int]]],
+    history: list[dict[str, float]],
+    progress: Callable[[int, int, str], None] | None,
+) -> None:
+    paths = {part: [path for path, _ in shards[part].values()] for part in shards}
+    samples = {part: sum(count for _, count in shards[part].values()) for part in shards}
+    steps, started = epoch_steps(samples["train"], config), time.monotonic()
+    batches = training_batches(paths["train"], spec, config, first_epoch=len(history), steps=steps)
+    recipe = config.recipe
+    stopped = should_stop(history, recipe.patience, recipe.patience_of)  # killed between the last epoch and the end
     model.fit(
-        training_batches(paths["train"], spec, config, first_epoch=len(history), steps=steps),
-        validation_data=_validation(paths["validation"], spec, config, samples["validation"]),
+        with_coarse_labels(batches, model, spec),
+        validation_data=_validation(model, paths["validation"], spec, config, samples["validation"]),
         initial_epoch=len(history),
         epochs=len(history) if stopped else config.epochs,
         steps_per_epoch=steps,
         shuffle=False,
-        callbacks=[recorder, Backup(run / "state", recorder), *tensorboard(run)],
+        callbacks=[
+            Recorder(run, config, history, steps=steps, progress=progress),
+            Backup(run / "state"),
+            *tensorboard(run),
+        ],
         verbose=0,
     )
-    if not recorder.cancelled:
-        _finish(run, model, history, seconds=time.monotonic() - started, steps=steps)
-    return run
+    _finish(run, model, config, history, seconds=time.monotonic() - started, steps=steps)
+
+
+def _silent(sentence: str) -> None:
+    """Says nothing."""
+
+
+def _shards(index: RecordIndex, subjects: list[str]) -> dict[str, tuple[Path, int]]:
+    """Returns subject -> shard and number of its samples."""
+    return {subject: (index.folder / index.path_of(subject), index.samples_of(subject)) for subject in subjects}
+
+
+def _dataset_weights(index: RecordIndex, subjects: list[str]) -> list[float]:
+    """Returns the class weights that `class_weights="dataset"` stands for."""
+    counts = [index.usable[subject]["class_voxels"] for subject in subjects]
+    return inverse_frequencies([sum(column) for column in zip(*counts, strict=True)])
 
 
 def _check_shards(index: RecordIndex, spec: DataSpec, subjects: list[str]) -> None:
@@ -125,60 +170,84 @@ def _split(index: RecordIndex, spec: DataSpec, config: TrainConfig) -> dict[str,
     return split
 
 
-def _prepare(run: Path, spec: DataSpec, config: TrainConfig, split: dict[str, list[str]], *, resume: bool) -> bool:
+def prepare(
+    run: Path, spec: DataSpec, config: TrainConfig, split: dict[str, list[str]], *, start: Path | None, resume: bool
+) -> bool:
     """Makes the run folder, or checks that the one there is this run; returns whether it is already complete."""
-    wanted = {"spec.json": spec.to_dict(), "train.json": config.to_dict(), "split.json": split}
+    wanted: dict[str, dict] = {"spec.json": spec.to_dict(), "train.json": config.to_dict(), "split.json": split}
+    if start is not None:
+        wanted[TRANSFER_FILE] = identify(start)
+    check_folder(run, resume=resume)
     if (run / "train.json").exists():
-        if not resume:
-            raise DataError(f"{run}: holds a run already; add --resume to go on with it, or name another folder")
         for name, content in wanted.items():
-            before = read_json(run / name) if (run / name).exists() else content
-            for key in content:
-                if before.get(key) != content[key]:
-                    raise DataError(
-                        f"{run / name}: {key} was {before.get(key)!r} when the run began and is {content[key]!r} now; "
-                        "resume with the same settings, or name another folder"
-                    )
+            wanted[name] = _unchanged(run / name, content)
         if (run / "about.json").exists():
             return True
-    elif run.exists() and not (run.is_dir() and all(_is_ours(path) for path in run.iterdir())):
-        raise DataError(f"{run}: is not empty and holds no run; name another folder")
+    elif start is None:
+        (run / TRANSFER_FILE).unlink(missing_ok=True)  # of a start that was given up
     for name, content in reversed(wanted.items()):
         write_json(run / name, content)
     return False
 
 
+def _unchanged(path: Path, content: dict) -> dict:
+    """Returns what a settings file of a begun run holds, or says what the user now wants otherwise."""
+    before = read_json(path) if path.exists() else {} if path.name == TRANSFER_FILE else content
+    for key in content:
+        if key != "from" and before.get(key) != content[key]:  # the other run may have been moved
+            raise DataError(
+                f"{path}: {key} was {before.get(key)!r} when the run began and is {content[key]!r} now; "
+                "resume with the same settings, or name another folder"
+            )
+    return before | content
+
+
+def check_folder(run: Path, *, resume: bool) -> None:
+    """Refuses a folder that no run may be written to.
+
+    Raises:
+        DataError: it holds a run and this is no resuming, or it holds something else.
+    """
+    if (run / "train.json").exists():
+        if not resume:
+            raise DataError(f"{run}: holds a run already; add --resume to go on with it, or name another folder")
+    elif run.exists() and not (run.is_dir() and all(_is_ours(path) for path in run.iterdir())):
+        raise DataError(f"{run}: is not empty and holds no run; name another folder")
+
+
 def _is_ours(path: Path) -> bool:
     """Whether a fit that was killed before its settings were complete may have left this."""
-    return path.name.startswith(TEMPORARY_PREFIX) or path.name in ("split.json", "spec.json")
+    ours = ("split.json", "spec.json", TRANSFER_FILE, STAGES_FOLDER)
+    return path.name.startswith(TEMPORARY_PREFIX) or path.name in ours
 
 
-def _validation(paths: list[Path], spec: DataSpec, config: TrainConfig, num_samples: int) -> tf.data.Dataset | None:
-    return validation_batches(paths, spec, config.batch_size, num_samples=num_samples) if paths else None
+def _validation(
+    model: keras.Model, paths: list[Path], spec: DataSpec, config: TrainConfig, num_samples: int
+) -> tf.data.Dataset | None:
+    if not paths:
+        return None
+    return with_coarse_labels(validation_batches(paths, spec, config.batch_size, num_samples=num_samples), model, spec)
 
 
-def _compiled(spec: DataSpec, config: TrainConfig) -> keras.Model:
+def _compiled(spec: DataSpec, config: TrainConfig, dataset_weights: list[float]) -> keras.Model:
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(config.precision)
     try:
-        model = models.build(config.model, spec.input_shape, spec.num_classes, **config.model_options)
+        model = models.build(config.model, spec.input_shape, spec.num_classes, **model_options(config))
     finally:
         keras.config.set_dtype_policy(before)
+    options = dict(config.recipe.loss_options)
+    if options.get("class_weights") == DATASET_WEIGHTS:
+        options["class_weights"] = dataset_weights
+    loss, dice = get_loss(config.recipe.loss, **options), [ForegroundDice(spec.num_classes)]
+    outputs = list(output_shapes(model))
     model.compile(
-        optimizer=_optimiser(config),
-        loss=get_loss(config.recipe.loss, **config.recipe.loss_options),
-        metrics=[ForegroundDice(spec.num_classes)],
+        optimizer=make_optimiser(config),
+        loss=dict.fromkeys(outputs, loss) if outputs else loss,
+        loss_weights=dict(zip(outputs, output_weights(len(outputs)), strict=True)) if outputs else None,
+        metrics={MAIN_OUTPUT: dice} if outputs else dice,
     )
     return model
-
-
-def _optimiser(config: TrainConfig) -> keras.optimizers.Optimizer:
-    rate = config.learning_rate
-    if config.optimiser == "sgd":
-        return keras.optimizers.SGD(rate, momentum=SGD_MOMENTUM, nesterov=True, global_clipnorm=GRADIENT_NORM)
-    if config.optimiser == "adamw":
-        return keras.optimizers.AdamW(rate, weight_decay=config.weight_decay, global_clipnorm=GRADIENT_NORM)
-    return keras.optimizers.Adam(rate, global_clipnorm=GRADIENT_NORM)
 
 
 def _restore(model: keras.Model, run: Path) -> list[dict[str, float]]:
@@ -197,8 +266,16 @@ def _restore(model: keras.Model, run: Path) -> list[dict[str, float]]:
     return history
 
 
-def _finish(run: Path, model: keras.Model, history: list[dict[str, float]], *, seconds: float, steps: int) -> None:
-    best = best_epoch(history)
+def _finish(
+    run: Path,
+    model: keras.Model,
+    config: TrainConfig,
+    history: list[dict[str, float]],
+    *,
+    seconds: float,
+    steps: int,
+) -> None:
+    best = best_epoch(history, config.recipe.selection)
     figure = training_curves(curves(history))
     with atomic_path(run / "curves.png") as temporary:
         temporary.write_bytes(figure_png(figure))
@@ -212,5 +289,7 @@ def _finish(run: Path, model: keras.Model, history: list[dict[str, float]], *, s
         "best_validation_dice": history[best].get("val_dice", math.nan),
         "parameters": model.count_params(),
     }
+    if config.recipe.postprocessing == "cheena":
+        CHEENA.save(run / "postprocessing.json")
     write_json(run / "about.json", about)
     shutil.rmtree(run / "state", ignore_errors=True)

@@ -8,12 +8,18 @@ What goes wrong with a subject (its files are damaged, missing or not labelled) 
 on. What goes wrong with the output (a full disk, a folder that was removed, a worker that the system killed) would go
 wrong with every subject, so it ends the build at once, and what is finished is kept.
 
+For a network that takes the labels of an earlier one (`DataSpec.prior`) these come from a folder of files named by
+subject, as `predict` and `cross-validate` write them. For training they must be out-of-fold predictions: what a network
+says of subjects it has seen is better than what it will say of new ones. A shard is stale when its subject's file
+changes.
+
 A rerun reads every finished shard and compares checksums, for it is also the remedy for damage that verify-records
 found. That costs reading the records once, shared by the workers.
 """
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import functools
 import itertools
 import multiprocessing
@@ -23,6 +29,8 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import tfmuscle
 from tfmuscle import records
@@ -62,6 +70,7 @@ def build_records(
     out: str | Path,
     spec: DataSpec,
     *,
+    prior: str | Path | None = None,
     workers: int = 1,
     beam: Sequence[str] = (),
     progress: Progress | None = None,
@@ -74,19 +83,19 @@ def build_records(
         dataset: a dataset folder, or an indexed dataset.
         out: folder of the records; one that an interrupted build left is completed.
         spec: how scans become samples.
+        prior: folder of labels that an earlier network gave, `<subject>.nii.gz` each; for a spec with `prior`.
         workers: processes; each needs the memory of one scan.
         beam: flags from `beam.pipeline_flags`; without any, processes of this machine do the work.
         progress: called with (subjects done, subjects in all, subject).
 
     Raises:
-        DataError: `out` holds records of another spec or cannot be written, no subject could be used, or a worker was
-            killed. Finished shards are kept.
+        DataError: `out` holds records of another spec or cannot be written, no subject could be used, the prior is
+            missing or a worker was killed. Finished shards are kept.
+        ValueError: a prior that the spec does not ask for.
     """
     out = Path(out)
     dataset = dataset if isinstance(dataset, Dataset) else read_dataset(dataset)
-    labelled = {subject.subject_id: subject for subject in dataset.subjects if subject.labels is not None}
-    if not labelled:
-        raise DataError(f"{dataset.root}: no subject has labels; records are made from labelled scans")
+    labelled = _labelled(dataset, spec, prior)
     folds = assign_folds(labelled, folds=spec.folds, test=spec.test, seed=spec.seed)
     _claim_records(out, spec)
     jobs = [(labelled[shard.subject_id], out / shard.file, spec) for shard in records.plan_shards(folds)]
@@ -101,6 +110,25 @@ def build_records(
     _check_still_there(out, entries, spec)
     records.write_index(out, entries, spec)
     return BuildResult(out, sum(entry.get("samples", 0) for entry in entries), failures)
+
+
+def _labelled(dataset: Dataset, spec: DataSpec, prior: str | Path | None) -> dict[str, Subject]:
+    """Returns the subjects that have labels, each with its prior if the spec asks for one."""
+    labelled = {subject.subject_id: subject for subject in dataset.subjects if subject.labels is not None}
+    if not labelled:
+        raise DataError(f"{dataset.root}: no subject has labels; records are made from labelled scans")
+    if prior is None:
+        if spec.prior:
+            raise DataError(
+                f"{dataset.root}: these records need the labels of an earlier network; name the folder of its"
+                " out-of-fold predictions with --prior"
+            )
+        return labelled
+    if not spec.prior:
+        raise ValueError(f"prior is {prior}, but the spec asks for none; leave it out, or set prior in the spec")
+    if not Path(prior).is_dir():
+        raise DataError(f"{prior}: there is no such folder; name the folder of an earlier network's predictions")
+    return {key: dataclasses.replace(subject, prior=Path(prior) / f"{key}.nii.gz") for key, subject in labelled.items()}
 
 
 def _claim_records(out: Path, spec: DataSpec) -> None:
@@ -226,7 +254,7 @@ def build_shard(job: Job) -> dict[str, Any]:
         return finished
     try:
         image, labels = subject.read(spec.label_map)
-        image, labels = preprocess(image, labels, spec)
+        image, labels = preprocess(image, labels, spec, subject.read_prior(spec.label_map, image))
     except DataError as error:
         return _failed(note, error)
     except MemoryError as error:
@@ -235,8 +263,7 @@ def build_shard(job: Job) -> dict[str, Any]:
         raise DataError(f"{path.parent}: was removed while the records were being made; run again")
     try:
         records.withdraw_index(path.parent)
-        samples = cut(image.array, None if labels is None else labels.array, spec)
-        note |= records.write_shard(path, samples, spec, subject_id=subject.subject_id)
+        note |= _write(path, image.array, None if labels is None else labels.array, spec, subject.subject_id)
         records.write_sealed(path.with_suffix(".json"), note)
     except DataError as error:
         if isinstance(error.__cause__, OSError):  # the disk, not the subject
@@ -245,6 +272,12 @@ def build_shard(job: Job) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror}); see to its folder and run again") from error
     return note
+
+
+def _write(path: Path, image: np.ndarray, labels: np.ndarray | None, spec: DataSpec, subject_id: str) -> dict[str, Any]:
+    if spec.patches == "random" and labels is not None:
+        return records.write_scan(path, image, labels, spec, subject_id=subject_id)
+    return records.write_shard(path, cut(image, labels, spec), spec, subject_id=subject_id)
 
 
 def _failed(note: dict[str, Any], error: DataError) -> dict[str, Any]:
@@ -263,7 +296,7 @@ def _finished(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
 def _origin(subject: Subject) -> dict[str, Any]:
     """Returns what a shard is stale against: tfmuscle's version, and name, size and time of the subject's files."""
     files: list[Path] = []
-    for path in [*subject.images, *([subject.labels] if subject.labels else [])]:
+    for path in filter(None, [*subject.images, subject.labels, subject.prior]):
         files += sorted(path.iterdir()) if path.is_dir() else [path]
     found = []
     for file in files:

@@ -18,10 +18,11 @@ from tfmuscle.io.dicom import holds_dicom, list_series
 from tfmuscle.labels import LabelMap
 from tfmuscle.phantom import KINDS as PHANTOM_KINDS
 from tfmuscle.phantom import make_phantom
-from tfmuscle.planning import fingerprint, suggest_spec
+from tfmuscle.planning import fingerprint, plan_nnunet, suggest_spec
 from tfmuscle.presets import get_preset, reduced_data
 from tfmuscle.subjects import Dataset, read_dataset
 from tfmuscle.workflows.building import Progress
+from tfmuscle.workflows.planning import planned_spec, preset_plan
 
 
 def phantom(
@@ -97,7 +98,8 @@ def inspect(path: str | Path, *, progress: Progress | None = None) -> dict[str, 
         progress: called with (subjects or files done, in all, subject).
 
     Returns:
-        The fingerprint, or `{"series": [SeriesInfo.to_dict(), ...]}`; and `problems`.
+        The fingerprint and nnU-Net's `plan` (None without labelled scans), or
+        `{"series": [SeriesInfo.to_dict(), ...]}`; and `problems`.
 
     Raises:
         DataError: there is neither.
@@ -111,12 +113,23 @@ def inspect(path: str | Path, *, progress: Progress | None = None) -> dict[str, 
         return {"series": [item.to_dict() for item in series], "problems": problems}
     if path.name.lower().endswith(VOLUME_SUFFIXES) and path.is_file():
         raise DataError(f"{path}: is one image; give the dataset's folder, or a folder of DICOM")
-    found = fingerprint(read_dataset(path), progress=progress)
-    return found | {"problems": [problem for subject in found["subjects"] for problem in subject["problems"]]}
+    dataset = read_dataset(path)
+    found = fingerprint(dataset, progress=progress)
+    found["problems"] = [problem for subject in found["subjects"] for problem in subject["problems"]]
+    try:
+        return found | {"plan": plan_nnunet(found, dataset)}
+    except DataError:  # nothing is labelled and sound, which `problems` or `summary` say
+        return found | {"plan": None}
 
 
 def plan_spec(
-    dataset: Dataset, settings: Mapping[str, Any], *, preset: str | None = None, scale: str = "full", progress=None
+    dataset: Dataset,
+    settings: Mapping[str, Any],
+    *,
+    preset: str | None = None,
+    scale: str = "full",
+    plan: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
 ) -> DataSpec:
     """Decides how scans become samples: the user's settings, then the preset, then a plan from the fingerprint.
 
@@ -125,22 +138,26 @@ def plan_spec(
         settings: fields of `DataSpec` the user gave.
         preset: name of a recipe.
         scale: "laptop" cuts the sample down.
+        plan: for a preset that follows nnU-Net's plan; made when none is given.
         progress: of the fingerprint.
     """
+    if preset is not None and get_preset(preset).plan:
+        plan = plan or preset_plan(dataset, preset, scale=scale, progress=progress)
+        return planned_spec(dataset, settings, plan or {}, preset=preset, scale=scale)
     chosen = dict(get_preset(preset).data) if preset else {}
     if settings.get("kind", chosen.get("kind")) != chosen.get("kind"):
         chosen = {key: value for key, value in chosen.items() if key not in ("kind", "depth", "size")}
     kind = settings.get("kind") or chosen.get("kind") or "slices"
     needed = {"size", "spacing", "depth"} if kind in ("volumes", "sequences") else {"size", "spacing"}
     if needed <= set(chosen) | set(settings):
-        plan: dict[str, Any] = {"label_map": dataset.label_map, "name": dataset.name, "channels": dataset.channels}
+        values: dict[str, Any] = {"label_map": dataset.label_map, "name": dataset.name, "channels": dataset.channels}
     else:
         suggested = _suggestion(dataset, kind, progress)
-        plan = {name: getattr(suggested, name) for name in DataSpec.__dataclass_fields__}
-    plan |= chosen | {"preset": preset, "kind": kind}
+        values = {name: getattr(suggested, name) for name in DataSpec.__dataclass_fields__}
+    values |= chosen | {"preset": preset, "kind": kind}
     if scale == "laptop":
-        plan = reduced_data(plan, get_preset(preset).laptop.get("data") if preset else None)
-    return DataSpec(**plan | dict(settings) | {"scale": scale})
+        values = reduced_data(values, get_preset(preset).laptop.get("data") if preset else None)
+    return DataSpec(**values | dict(settings) | {"scale": scale})
 
 
 def _suggestion(dataset: Dataset, kind: str, progress: Progress | None) -> DataSpec:

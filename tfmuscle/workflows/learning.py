@@ -14,38 +14,64 @@ from tfmuscle.records import load_spec
 from tfmuscle.subjects import read_dataset
 from tfmuscle.workflows.building import Progress, build_records
 from tfmuscle.workflows.data import plan_spec
+from tfmuscle.workflows.planning import keep_plan, preset_plan
+from tfmuscle.workflows.staging import fit_stages, stages_of
 
 
 def plan_training(
-    settings: Mapping[str, Any], *, recipe: Mapping[str, Any], preset: str | None = None, scale: str = "full"
+    settings: Mapping[str, Any],
+    *,
+    recipe: Mapping[str, Any],
+    preset: str | None = None,
+    scale: str = "full",
+    plan: Mapping[str, Any] | None = None,
+    start: str | Path | None = None,
 ) -> TrainConfig:
-    """Decides how a model is trained: the user's settings, then the preset, then the defaults.
+    """Decides how a model is trained: the user's settings, then the preset, then the plan, then the defaults.
+
+    A training that starts from another run has that run's architecture and options, unless the user gives others.
 
     Args:
         settings: fields of `TrainConfig` the user gave.
         recipe: fields of `Supervised` the user gave.
         preset: name of a recipe.
         scale: "laptop" cuts width and epochs down.
+        plan: what `workflows.planning.training_plan` found for the preset.
+        start: run whose weights the training will start with.
     """
     chosen = get_preset(preset) if preset else None
-    plan = dict(chosen.training) if chosen else {}
-    if "model" in settings and settings["model"] != plan.get("model"):
-        plan = {key: value for key, value in plan.items() if key != "model_options"} | {"model": settings["model"]}
+    values = _over(plan, "training", chosen.training if chosen else {})
+    if "model" in settings and settings["model"] != values.get("model"):
+        values = {key: value for key, value in values.items() if key != "model_options"} | {"model": settings["model"]}
     if scale == "laptop":
-        plan = reduced_training(plan, chosen.laptop.get("training") if chosen else None)
-    options = plan.get("model_options", {})
-    plan |= {"preset": preset} | dict(settings)
-    plan["model_options"] = options | dict(settings.get("model_options", {}))
-    method = dict(chosen.recipe) if chosen else {}
-    method |= chosen.laptop.get("recipe", {}) if chosen and scale == "laptop" else {}
-    if recipe.get("loss", method.get("loss")) != method.get("loss"):
-        method.pop("loss_options", None)  # they belong to the preset's loss
-    method = Supervised(**method | dict(recipe))
+        values = reduced_training(values, chosen.laptop.get("training") if chosen else None)
+    before = TrainConfig.load(Path(start) / "train.json") if start is not None else None
+    if before is not None and settings.get("model", before.model) == before.model:
+        values |= {"model": before.model, "model_options": before.model_options}
+    options = values.get("model_options", {})
+    values |= {"preset": preset} | dict(settings)
+    values["model_options"] = options | dict(settings.get("model_options", {}))
+    chosen_recipe = _over(plan, "recipe", chosen.recipe if chosen else {})
+    chosen_recipe |= chosen.laptop.get("recipe", {}) if chosen and scale == "laptop" else {}
+    if recipe.get("loss", chosen_recipe.get("loss")) != chosen_recipe.get("loss"):
+        chosen_recipe.pop("loss_options", None)  # they belong to the preset's loss
+    method = Supervised(**chosen_recipe | dict(recipe))
     try:
         get_loss(method.loss, **method.loss_options)  # refused now, not after the records are made
     except TypeError as error:
         raise ValueError(f"loss_options {method.loss_options}: {error}") from error
-    return TrainConfig(**plan | {"scale": scale, "recipe": method})
+    if before is not None and before.scale == "laptop":
+        scale = "laptop"  # a reduced network stays one
+    return TrainConfig(**values | {"scale": scale, "recipe": method})
+
+
+def _over(plan: Mapping[str, Any] | None, part: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a preset chose over what the plan did; the model's options are merged one by one."""
+    planned = (plan or {}).get(part, {})
+    merged = dict(planned) | dict(chosen)
+    if "model_options" in planned:
+        merged["model_options"] = planned["model_options"] | chosen.get("model_options", {})
+    return merged
 
 
 def fit(
@@ -53,21 +79,23 @@ def fit(
     run: str | Path,
     config: TrainConfig,
     *,
+    start: str | Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
-    cancel: Callable[[], bool] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Path:
     """Trains on records, or on a dataset whose records are then made in `<run>_records` first.
+
+    A preset with stages trains them one after the other (`workflows.staging`).
 
     Args:
         source: folder of records, or a dataset folder.
         run: run folder to make, or to go on with.
         config: what to train and how.
+        start: run whose weights the network starts with, layer by layer, as far as names and shapes agree.
         resume: go on with an interrupted run.
-        progress: of the records first, then of the training.
-        cancel: asked after every training step; True stops, and the run can be resumed.
-        say: called before training with what the user should know about the augmentation, one sentence each.
+        progress: of the records first, then of the training; what it raises ends the training, which can be resumed.
+        say: called before training with what the user should know about augmentation and `start`, one sentence each.
 
     Raises:
         DataError: the records do not fit the model (the field is named), or a file cannot be used.
@@ -79,23 +107,30 @@ def fit(
         records, spec = source, load_spec(source)
     else:
         dataset = read_dataset(source)
-        spec = plan_spec(dataset, {}, preset=config.preset, scale=config.scale, progress=progress)
         records = run.with_name(run.name + "_records")
-    _check_fit(config, spec, records)
-    for note in notes(config.recipe.augmentation, spec, mirror=config.recipe.mirror) if say is not None else ():
-        say(note)
+        plan = preset_plan(dataset, config.preset, scale=config.scale, records=records, progress=progress)
+        spec = plan_spec(dataset, {}, preset=config.preset, scale=config.scale, plan=plan, progress=progress)
+    stages = stages_of(config)
+    for stage in stages:
+        _check_fit(stage, spec, records)
+    if say is not None:
+        for note in notes(config.recipe.augmentation, spec, mirror=config.recipe.mirror):
+            say(note)
     if records != source:
         build_records(dataset, records, spec, progress=progress)
-    return training.fit(records, run, config, resume=resume, progress=progress, cancel=cancel)
+        keep_plan(plan, records)
+    start = None if start is None else Path(start)
+    return fit_stages(records, run, stages, start=start, resume=resume, progress=progress, say=say)
 
 
 def _check_fit(config: TrainConfig, spec: DataSpec, records: Path) -> None:
     """Refuses a spec and a model that do not go together, before anything is written."""
     try:
-        models.check_spec(config.model, spec, **config.model_options)
-        model = models.build(config.model, spec.input_shape, spec.num_classes, **config.model_options)
-        if len(model.outputs) > 1:
-            raise ValueError("model_options: fit trains models with one output; leave deep_supervision out")
+        if "deep_supervision" in config.model_options:
+            raise ValueError("model_options: leave deep_supervision out; it is the setting --deep-supervision of fit")
+        options = training.model_options(config)
+        models.check_spec(config.model, spec, **options)
+        models.build(config.model, spec.input_shape, spec.num_classes, **options)
     except DataError:
         raise
     except (ValueError, TypeError) as error:

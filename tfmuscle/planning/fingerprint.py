@@ -1,16 +1,17 @@
-"""What a dataset is like, and the settings that suit it.
+"""What a dataset is like: every subject read once, measured and judged.
 
-`fingerprint` reads every subject once and records grids, intensities, volumes and everything that is wrong, without
-stopping at the first. Its result is plain JSON. Problems make a subject useless for training; warnings are for a look:
-a structure far larger on one side, intensities that differ a hundredfold between subjects.
+`fingerprint` records grids, intensities, volumes and everything that is wrong, without stopping at the first. Its
+result is plain JSON. Problems make a subject useless for training; warnings are for a look: a structure far larger on
+one side, intensities that differ a hundredfold between subjects.
 
 Left and right. In world coordinates x grows to the patient's right, so the centre of `femur_left` has the smaller x
 of the two. When it has not, the labels or the header are mirrored, which no picture shows and no metric finds. PNG and
 TIFF files have no patient coordinates and are not checked.
 
-`suggest_spec` derives what one would choose by hand: the median voxel size; the slice axis along the coarsest axis, or
-along the body when no axis is clearly coarser; a sample that covers 95 % of the subjects, so that a small organ fits
-one patch; sizes that can be halved often enough. Of nnU-Net's planning only the budget of 128³ voxels is kept.
+For nnU-Net's rules (`nnunet.py`) it also records the shape that is left when the margin of zeros is cut away, and the
+intensities under the labels over the whole dataset. Those are samples, as in nnU-Net: the same number from every
+subject, drawn with replacement so that small structures count as much as large ones, with a fixed seed, and few enough
+to stay within 40 MB a channel however many subjects there are. Unlabelled voxels (`LabelMap.ignore`) are left out.
 """
 
 from collections import Counter
@@ -19,33 +20,25 @@ from typing import Any
 
 import numpy as np
 
-from tfmuscle.config import DataSpec
 from tfmuscle.errors import DataError
 from tfmuscle.labels import LabelMap
+from tfmuscle.preprocessing.grid import crop_to_nonzero
 from tfmuscle.subjects import Dataset, read_checked
 from tfmuscle.volume import Volume
 
-PATCH_VOXELS = 128**3
-"""Largest sub-volume suggested, in voxels: nnU-Net's starting patch, which trains in 8 GB."""
-PREDICTION_BYTES = 3_000_000_000
-"""Memory for the probabilities of one patch depth of slices while a scan is predicted; the whole stays below 8 GB."""
-SLICE_CAP = 256
-"""Largest height or width suggested for a slice, in voxels; larger images are covered by overlapping windows."""
-COVERED_PERCENT = 95.0
-"""Share of the subjects that fit one sample, in percent, as long as the caps allow."""
-COARSE_FACTOR = 1.5
-"""An axis is the slice axis when its voxels are longer than this times the others'."""
-THICK_FACTOR = 3.0
-"""Voxels longer than this times their width are slices: 2D networks do better there (Isensee et al. 2021)."""
 SIDE_RATIO = 2.0
 """Left and right of one person seldom differ more than this in volume."""
 INTENSITY_RATIO = 100.0
 """Medians that differ more than this between subjects come from different scales or scanners."""
+FOREGROUND_SAMPLES = 10_000
+"""Intensities drawn from the structures of each subject and channel."""
+FOREGROUND_TOTAL = 10_000_000
+"""Intensities kept over all subjects, per channel; with more than 1000 subjects each gives fewer."""
+_FOREGROUND_SEED = 1234
 _PERCENTILES = {"p0_5": 0.5, "median": 50.0, "p99_5": 99.5}
 _WITHOUT_COORDINATES = (".png", ".tif", ".tiff")
-_SLICE_ORIENTATIONS = ("SPL", "PSL", "LSP")
+_LINES = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
 _LIMITS = ("min", "median", "max")
-_DEPTHS = {"slices": 1, "stacks": 5, "sequences": 3}
 
 
 def fingerprint(dataset: Dataset, *, progress: Callable[[int, int, str], None] | None = None) -> dict[str, Any]:
@@ -56,10 +49,12 @@ def fingerprint(dataset: Dataset, *, progress: Callable[[int, int, str], None] |
         progress: called with (subjects done, subjects in all, subject id).
 
     Returns:
-        JSON-ready: `name`; `subjects`, one dict each (id, grid, intensities, volumes in ml, problems, warnings);
-        `summary` over all of them; and `problems`, every problem in one list, empty when the dataset is fine.
+        JSON-ready: `name`; `subjects`, one dict each (id, grid, grid without the margin of zeros, intensities, volumes
+        in ml, problems, warnings); `summary` over all of them; and `problems`, every problem in one list, empty when
+        the dataset is fine.
     """
     subjects = []
+    samples: list[np.ndarray] = []
     for done, subject in enumerate(dataset.subjects, start=1):
         image, labels, problems = read_checked(subject, dataset)
         entry: dict[str, Any] = {"subject_id": subject.subject_id, "problems": problems, "warnings": []}
@@ -69,6 +64,8 @@ def fingerprint(dataset: Dataset, *, progress: Callable[[int, int, str], None] |
             entry |= _measure_labels(labels, dataset.label_map)
             entry["warnings"] = _side_warnings(entry["volumes_ml"], dataset.label_map)
             problems += _exchanged_sides(labels, entry.pop("centres"), dataset.label_map)
+        if image is not None and labels is not None and not problems:
+            samples.append(_foreground_samples(image, labels, dataset))
         subjects.append(entry)
         if progress is not None:
             progress(done, len(dataset.subjects), subject.subject_id)
@@ -76,7 +73,7 @@ def fingerprint(dataset: Dataset, *, progress: Callable[[int, int, str], None] |
     return {
         "name": dataset.name,
         "subjects": subjects,
-        "summary": _summarise(subjects, dataset),
+        "summary": _summarise(subjects, dataset) | {"foreground_intensities": _foreground(samples)},
         "problems": everything,
     }
 
@@ -91,8 +88,30 @@ def _measure_image(image: Volume) -> dict[str, Any]:
         found = zip([*_PERCENTILES, "mean", "sd"], [*numbers, mean, sd], strict=True)
         channels.append({name: float(value) for name, value in found})
     grid = image.geometry
+    kept = crop_to_nonzero(image)[0].geometry.shape
     place = {"shape": list(grid.shape), "spacing": list(grid.spacing), "orientation": grid.orientation}
+    place |= {"shape_after_cropping": list(kept), "share_after_cropping": float(np.prod(kept) / np.prod(grid.shape))}
     return place | {"intensities": channels}
+
+
+def _foreground_samples(image: Volume, labels: Volume, dataset: Dataset) -> np.ndarray:
+    """Draws intensities `(number, channels)` under the structures, with replacement; the seed is fixed."""
+    structure = labels.array > 0
+    if dataset.label_map.ignore is not None:
+        structure &= labels.array != dataset.label_map.ignore
+    number = max(1, min(FOREGROUND_SAMPLES, FOREGROUND_TOTAL // len(dataset.subjects)))
+    chosen = np.random.default_rng(_FOREGROUND_SEED).integers(np.count_nonzero(structure), size=number)
+    return np.stack([channel[structure][chosen] for channel in np.moveaxis(image.array, 3, 0)], axis=1)
+
+
+def _foreground(samples: list[np.ndarray]) -> list[dict[str, float]]:
+    """Mean, sd and percentiles of each channel over all subjects; [] when no subject is labelled."""
+    found = []
+    for channel in np.concatenate(samples).T if samples else ():
+        numbers = np.percentile(channel, list(_PERCENTILES.values()))
+        values = [channel.mean(dtype=np.float64), channel.std(dtype=np.float64), *numbers]
+        found.append({name: float(value) for name, value in zip(["mean", "sd", *_PERCENTILES], values, strict=True)})
+    return found
 
 
 def _measure_labels(labels: Volume, label_map: LabelMap) -> dict[str, Any]:
@@ -165,6 +184,7 @@ def _summarise(subjects: list[dict[str, Any]], dataset: Dataset) -> dict[str, An
     if seen:
         summary |= {"shape": _spread([entry["shape"] for entry in seen])}
         summary |= {"spacing": _spread([entry["spacing"] for entry in seen])}
+        summary |= {"share_after_cropping": float(np.median([entry["share_after_cropping"] for entry in seen]))}
         summary["warnings"] = _intensity_warnings(seen, dataset.channels)
     for name in dataset.label_map.structures if labelled else ():
         present = [entry["volumes_ml"][name] for entry in labelled if entry["volumes_ml"][name] > 0]
@@ -217,83 +237,24 @@ def _remarks(found: dict[str, Any]) -> list[str]:
     return ["", *lines] if lines else []
 
 
-def suggest_spec(found: dict[str, Any], dataset: Dataset, *, kind: str | None = None) -> DataSpec:
-    """Derives settings from a fingerprint.
-
-    Args:
-        found: what `fingerprint` returned.
-        dataset: the same dataset.
-        kind: what a sample is; by default volumes, or slices where voxels are thick or there are few.
+def usable_subjects(found: dict[str, Any], dataset: Dataset) -> list[dict[str, Any]]:
+    """Returns the subjects of a fingerprint that are free of problems.
 
     Raises:
-        DataError: no subject of the dataset is free of problems.
+        DataError: there is none.
     """
     usable = [entry for entry in found["subjects"] if "shape" in entry and not entry["problems"]]
     if not usable:
         first = next(iter(found["problems"]), "it is empty")
         raise DataError(f"{dataset.root}: no subject is free of problems; mend the files, first {first}")
-    spacings, fields_of_view = zip(*(_in_order(entry, "SPL") for entry in usable), strict=True)
-    median = np.median(spacings, axis=0)
-    coarse = int(np.argmax(median))
-    orientation = _SLICE_ORIENTATIONS[coarse if median[coarse] > COARSE_FACTOR * np.sort(median)[1] else 0]
-    order = ["SPL".index(letter) for letter in orientation]
-    spacing = np.round(median[order], 4)
-    extents = np.array(fields_of_view)[:, order] / spacing
-    size = np.maximum(1, np.ceil(np.percentile(np.round(extents), COVERED_PERCENT, axis=0))).astype(int)
-    kind = kind or ("slices" if spacing[0] > THICK_FACTOR * spacing[1:].max() or size[0] < 8 else "volumes")
-    if kind == "volumes":
-        depth, height, width = _patch(size, spacing)
-        depth = _affordable_depth(depth, size, dataset.label_map.num_classes)
-    else:
-        depth, height, width = _DEPTHS.get(kind, 1), *(_rounded(min(edge, SLICE_CAP), halvings=5) for edge in size[1:])
-    return DataSpec(
-        label_map=dataset.label_map,
-        name=dataset.name,
-        channels=dataset.channels,
-        kind=kind,
-        size=(height, width),
-        depth=depth,
-        spacing=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
-        orientation=orientation,
-        normalisation="percentile" if all(name.upper() == "CT" for name in dataset.channels) else "zscore",
-        folds=min(5, len(usable)),
-    )
+    return usable
 
 
-def _in_order(entry: dict[str, Any], orientation: str) -> tuple[np.ndarray, np.ndarray]:
-    """Spacing and field of view in mm along the axes of `orientation`."""
-    letters = ["SPL".index({"I": "S", "A": "P", "R": "L"}.get(letter, letter)) for letter in entry["orientation"]]
-    axes = [letters.index("SPL".index(letter)) for letter in orientation]
-    spacing = np.array(entry["spacing"])[axes]
-    return spacing, spacing * np.array(entry["shape"])[axes]
+def along(entry: dict[str, Any], key: str, orientation: str = "SPL") -> list[float]:
+    """Returns what a subject's fingerprint says of each axis, in the order of `orientation`.
 
-
-def _rounded(size: int, *, halvings: int) -> int:
-    """Rounds up to a multiple of the largest power of two that is at most half of `size` and 2**`halvings`.
-
-    >>> [_rounded(size, halvings=4) for size in (1, 3, 10, 35, 50)]
-    [1, 3, 12, 48, 64]
+    >>> along({"shape": [35, 50, 36], "orientation": "RAS"}, "shape")
+    [36, 50, 35]
     """
-    multiple = 2 ** min(halvings, max(0, int(size // 2).bit_length() - 1))
-    return -(-int(size) // multiple) * multiple
-
-
-def _affordable_depth(depth: int, size: np.ndarray, num_classes: int) -> int:
-    """Limits the depth of a patch to what prediction can hold of a whole scan's slices, in multiples of 16.
-
-    >>> _affordable_depth(128, np.array([400, 512, 512]), num_classes=71)
-    32
-    >>> _affordable_depth(40, np.array([40, 56, 40]), num_classes=3)
-    40
-    """
-    affordable = PREDICTION_BYTES // (4 * int(size[1]) * int(size[2]) * num_classes)
-    return depth if depth <= affordable else max(16, affordable // 16 * 16)
-
-
-def _patch(size: np.ndarray, spacing: np.ndarray) -> tuple[int, int, int]:
-    """Shortens the longest edge in mm until the patch fits `PATCH_VOXELS`."""
-    patch = [_rounded(int(number), halvings=4) for number in size]
-    while np.prod(patch) > PATCH_VOXELS:
-        longest = int(np.argmax([edge * mm if edge > 16 else 0.0 for edge, mm in zip(patch, spacing, strict=True)]))
-        patch[longest] = (patch[longest] - 1) // 16 * 16
-    return patch[0], patch[1], patch[2]
+    axes = [_LINES[letter] for letter in entry["orientation"]]
+    return [entry[key][axes.index(_LINES[letter])] for letter in orientation]

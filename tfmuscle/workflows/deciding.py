@@ -1,0 +1,215 @@
+"""What a comparison is about, decided before anything is trained: subjects, folds, and settings of every candidate.
+
+What all candidates share is written into the output folder and may not change between calls; what was decided for a
+candidate is written into its folder and read again, so that a later call need not measure the dataset anew and another
+version of a preset does not change the folds that are left.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tfmuscle.config import DataSpec, TrainConfig
+from tfmuscle.errors import DataError
+from tfmuscle.files import TEMPORARY_PREFIX, json_text, read_json, write_json
+from tfmuscle.folds import TEST, assign_folds
+from tfmuscle.subjects import Dataset, read_dataset
+from tfmuscle.workflows.building import Progress
+from tfmuscle.workflows.data import plan_spec
+from tfmuscle.workflows.fold_jobs import RESULT_FILE, check_models
+from tfmuscle.workflows.learning import plan_training
+from tfmuscle.workflows.planning import preset_plan
+from tfmuscle.workflows.processes import run_apart
+from tfmuscle.workflows.variants import Candidate
+
+LEAVE_ONE_OUT = "loocv"
+"""As many folds as persons."""
+ABOUT_FILE = "about.json"
+SETTINGS_FILE = "settings.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all candidates share.
+
+    Attributes:
+        dataset: scans and references.
+        out: folder of everything.
+        name: of the tables, "comparison" or "study".
+        split: subject -> fold, `folds.TEST` for those held out of everything.
+        folds: number of folds.
+        chosen: folds to be left out, one after the other.
+        scale: "full" or "laptop".
+        seed: of the split and, unless set otherwise, of the trainings.
+        workers: processes that make records.
+        test: persons held out of everything, a count or a share.
+    """
+
+    dataset: Dataset
+    out: Path
+    name: str
+    split: Mapping[str, int]
+    folds: int
+    chosen: tuple[int, ...]
+    scale: str
+    seed: int
+    workers: int
+    test: float = 0.0
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A candidate with everything decided; `config` is that of fold 0, `plan` nnU-Net's if the preset follows one."""
+
+    candidate: Candidate
+    spec: DataSpec
+    config: TrainConfig
+    folder: Path
+    records: Path
+    plan: Mapping[str, Any] | None = None
+
+    def fold(self, number: int) -> Path:
+        """Returns the folder of a fold."""
+        return self.folder / f"fold_{number}"
+
+    def is_done(self, number: int) -> bool:
+        """Whether a fold is finished."""
+        return (self.fold(number) / RESULT_FILE).exists()
+
+
+def make_job(
+    source: str | Path, out: str | Path, name: str, folds: int | str, settings: Mapping[str, Any] | None, **shared: Any
+) -> Job:
+    """Reads the dataset and assigns its labelled subjects to folds.
+
+    Args:
+        source: dataset folder.
+        out: folder of everything.
+        name: "comparison" or "study".
+        folds: number, or "loocv".
+        settings: those of the caller; `test` holds subjects out.
+        **shared: `scale`, `seed` and `workers` of the job.
+
+    Raises:
+        ValueError: less than two folds.
+        DataError: no such dataset, nothing labelled, or fewer persons than folds.
+    """
+    dataset = read_dataset(source)
+    labelled = [subject.subject_id for subject in dataset.subjects if subject.labels is not None]
+    if not labelled:
+        raise DataError(f"{dataset.root}: no subject has labels; models are compared on labelled scans")
+    test, seed = (settings or {}).get("test", 0), shared["seed"]
+    if not isinstance(test, int | float):
+        raise ValueError(f"test is {test!r}; a number of persons, or a share below 1, is needed")
+    if folds == LEAVE_ONE_OUT:
+        everybody = assign_folds(labelled, folds=1, test=test, seed=seed)
+        folds = len({person_of(key) for key, fold in everybody.items() if fold != TEST})
+    if not isinstance(folds, int) or folds < 2:
+        raise ValueError(f"folds is {folds!r}; 2 or more are needed, or {LEAVE_ONE_OUT!r} with 2 persons or more")
+    split = assign_folds(labelled, folds=folds, test=test, seed=seed)
+    return Job(dataset, Path(out), name, split, folds, tuple(range(folds)), test=float(test), **shared)
+
+
+def person_of(subject_id: str) -> str:
+    """Returns whose leg it is, as `folds.assign_folds` sees it."""
+    return subject_id.removesuffix("_left").removesuffix("_right")
+
+
+def claim_folder(job: Job) -> None:
+    """Notes what the folder is for, and refuses one that was for something else.
+
+    Raises:
+        DataError: it holds other files, or was begun with other subjects, folds, seed or scale.
+    """
+    command = {"comparison": "tfmuscle cross-validate", "study": "tfmuscle study"}[job.name]
+    about = {"made_by": command, "dataset": job.dataset.name, "scale": job.scale, "seed": job.seed}
+    about |= {"folds": job.folds, "split": dict(job.split)}
+    path = job.out / ABOUT_FILE
+    if not path.exists():
+        strangers = [item.name for item in job.out.iterdir()] if job.out.is_dir() else [job.out.name] * job.out.exists()
+        if any(not name.startswith(TEMPORARY_PREFIX) for name in strangers):
+            raise DataError(f"{job.out}: is not empty and holds no comparison; name another folder")
+        write_json(path, about)
+    before = read_json(path)
+    for key, value in about.items():
+        if before.get(key) != value and key != "split":
+            raise DataError(f"{path}: {key} was {before.get(key)!r} and is {value!r} now; name another folder")
+    if before.get("split") != about["split"]:
+        raise DataError(f"{path}: other subjects or folds than now, the dataset has changed; name another folder")
+
+
+def decide(job: Job, candidates: Sequence[Candidate], progress: Progress | None) -> list[Planned]:
+    """Decides samples and training of every candidate, or reads what an earlier call decided.
+
+    Raises:
+        ValueError: a setting that cannot be.
+        DataError: a candidate was begun with other settings.
+    """
+    specs: dict[str, DataSpec] = {}
+    planned, new = [], {}
+    for candidate in candidates:
+        folder = job.out / candidate.folder
+        path = folder / SETTINGS_FILE
+        plan = _plan(job, candidate, progress)
+        if path.exists():
+            spec, config = _read_settings(path, candidate)
+        else:
+            key = json_text([candidate.preset, candidate.data])
+            if key not in specs:
+                specs[key] = _spec(job, candidate, plan, progress)
+            spec = specs[key]
+            config = _training(job, candidate, plan)
+            new[path] = {"asked": candidate.asked(), "spec": spec.to_dict(), "config": config.to_dict()}
+        identity = [spec.to_dict(), plan["mode"] if plan else None]  # the plan lies beside the records
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+        planned.append(Planned(candidate, spec, config, folder, job.out / f"records-{digest}", plan))
+    unchecked = [item for item in planned if item.folder / SETTINGS_FILE in new]
+    if unchecked:
+        run_apart(check_models, [(item.candidate.name, item.spec, item.config) for item in unchecked])
+    for path, content in new.items():
+        write_json(path, content)
+    return planned
+
+
+def _plan(job: Job, candidate: Candidate, progress: Progress | None) -> dict[str, Any] | None:
+    """Returns nnU-Net's plan for a preset that follows it: made once for all presets of a mode, and kept."""
+    if not candidate.plan:
+        return None
+    path = job.out / ("plan_seed002.json" if str(candidate.preset).endswith("_seed002") else "plan.json")
+    known = path if path.exists() else None
+    plan = preset_plan(job.dataset, candidate.preset, scale=job.scale, path=known, progress=progress)
+    if known is None:
+        write_json(path, plan)
+    return plan
+
+
+def _spec(job: Job, candidate: Candidate, plan: Mapping[str, Any] | None, progress: Progress | None) -> DataSpec:
+    settings = dict(candidate.data) | {"folds": job.folds, "seed": job.seed, "test": job.test}
+    about: dict[str, Any] = {"preset": candidate.preset, "scale": job.scale, "plan": plan, "progress": progress}
+    return dataclasses.replace(plan_spec(job.dataset, settings, **about), preset=None)  # same samples, same records
+
+
+def _training(job: Job, candidate: Candidate, plan: Mapping[str, Any] | None) -> TrainConfig:
+    settings = {"seed": job.seed} | dict(candidate.training)
+    part = None
+    if plan is not None:
+        configuration = plan["configurations"][candidate.plan]
+        part = {"training": configuration["training"], "recipe": configuration.get("recipe", {})}
+    return plan_training(settings, recipe=candidate.recipe, preset=candidate.preset, scale=job.scale, plan=part)
+
+
+def _read_settings(path: Path, candidate: Candidate) -> tuple[DataSpec, TrainConfig]:
+    content = read_json(path)
+    if content.get("asked") != candidate.asked():
+        raise DataError(
+            f"{path}: was begun with {json.dumps(content.get('asked'))}, now {json.dumps(candidate.asked())} is asked"
+            f" for; remove {path.parent}, or name another output"
+        )
+    try:
+        return DataSpec.from_dict(content["spec"]), TrainConfig.from_dict(content["config"])
+    except (KeyError, ValueError) as error:
+        raise DataError(f"{path}: {error}; remove {path.parent}, and its folds are trained anew") from error
