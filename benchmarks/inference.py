@@ -164,7 +164,8 @@ def smp_side(work: Path) -> Callable[[Path, Path], None]:
     try:
         import segmentation_models_pytorch as smp
     except RuntimeError:  # torchvision from PyPI lacks its compiled part beside PyTorch for the CPU; unused here
-        torch.library.define("torchvision::nms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        for name in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         import segmentation_models_pytorch as smp
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))

@@ -113,7 +113,7 @@ def _tfmuscle(*words) -> None:
 
 def _nnunet(options: argparse.Namespace, work: Path, side: str) -> None:
     environment = dict(os.environ) | {name: str(work / name) for name in ("nnUNet_raw", "nnUNet_preprocessed")}
-    environment |= {"nnUNet_results": str(work / "nnUNet_results"), "nnUNet_n_proc_DA": "0", "nnUNet_compile": "f"}
+    environment |= {"nnUNet_results": str(work / "nnUNet_results"), "nnUNet_n_proc_DA": "1", "nnUNet_compile": "f"}
     words = ["--data", options.data, "--work", str(work), "--epochs", str(options.epochs), "--side", side]
     words += ["--steps", str(options.steps), "--batch", str(options.batch), "--seed", str(options.seed)]
     subprocess.run([options.nnunet_python, __file__, *words], check=True, env=environment)
@@ -153,6 +153,7 @@ def nnunet_side(options: argparse.Namespace, work: Path) -> None:
             return result
 
     torch.manual_seed(options.seed)
+    torch.set_num_threads(os.cpu_count())
     plans = json.loads((prepared / "nnUNetPlans.json").read_text()) | {"continue_training": False}
     plans["configurations"][CONFIGURATION]["batch_size"] = options.batch
     if (work / "nnunet_seconds.json").exists():

@@ -246,16 +246,18 @@ def to_onnx(run: "Run") -> bytes:
     inputs = [tensor.name for tensor in forward.inputs if tensor.dtype != tf.resource]
     outputs = [tensor.name for tensor in forward.outputs]
     try:
-        with warnings.catch_warnings(), tf.Graph().as_default() as plain:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tf2onnx's own, about the versions of its libraries
-            tf.import_graph_def(tf2onnx.tf_loader.from_function(forward, inputs, outputs), name="")
-            graph = tf2onnx.tfonnx.process_tf_graph(
-                plain,
-                opset=_OPSET,
-                input_names=inputs,
-                output_names=outputs,
-                tensors_to_rename={inputs[0]: _INPUT, outputs[0]: _OUTPUT},
-            )
+            frozen = tf2onnx.tf_loader.from_function(forward, inputs, outputs)
+            with tf.Graph().as_default() as plain:
+                tf.import_graph_def(frozen, name="")
+                graph = tf2onnx.tfonnx.process_tf_graph(
+                    plain,
+                    opset=_OPSET,
+                    input_names=inputs,
+                    output_names=outputs,
+                    tensors_to_rename={inputs[0]: _INPUT, outputs[0]: _OUTPUT},
+                )
             graph = tf2onnx.optimizer.optimize_graph(graph, False, {"optimize_transpose": TransposeOptimizer})
             network = graph.make_model("tfmuscle")
     except MemoryError:

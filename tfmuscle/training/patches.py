@@ -1,11 +1,11 @@
 """Random patches of whole scans, drawn anew at each step by nnU-Net's rules.
 
 Each patch comes from a random scan. Of a batch of B those from number `round(B * (1 - foreground))` on are *forced*:
-the patch is centred on a random voxel of a random structure of the scan. The others lie anywhere, every start at which they
-are inside being equally likely, or on a random labelled voxel where a scan is labelled in parts. For slices and stacks
-a patch is one slice. Where the scan is smaller than the patch, the missing voxels are shared out: half on each side, of
-an odd number the last one on either. A forced patch is moved back when it begins before the first of these starts, and
-may reach beyond the end. Outside the scan lies air of unknown label.
+the patch is centred on a random voxel of a random structure of the scan. The others lie anywhere, every start at which
+they are inside being equally likely, or on a random labelled voxel where a scan is labelled in parts. For slices and
+stacks a patch is one slice. Where the scan is smaller than the patch, the missing voxels are shared out: half on each
+side, of an odd number the last one on either. A forced patch is moved back when it begins before the first of these
+starts, and may reach beyond the end. Outside the scan lies air of unknown label.
 
 Everything follows from (seed, epoch, number of the patch), so that a resumed run sees what an uninterrupted one would.
 
@@ -49,7 +49,7 @@ def seed_of(config: TrainConfig, epoch: tf.Tensor, number: tf.Tensor) -> tf.Tens
 def random_patches(
     paths: Sequence[Path], spec: DataSpec, config: TrainConfig, *, count: int
 ) -> Callable[[tf.Tensor], tf.data.Dataset]:
-    """Returns what makes `(image, labels, scan)` of an epoch: `count` patches, each with its scan's number in `paths`."""
+    """Returns what makes `(image, labels, scan)` of an epoch: `count` patches, `scan` being a number in `paths`."""
     num_open, per_visit = visits(paths, spec)
     first_forced = round(config.batch_size * (1 - config.recipe.foreground))
     num_visits = num_open * -(-count // (num_open * per_visit))
