@@ -232,6 +232,7 @@ def nnunet_side(work: Path) -> Callable[[Path, Path], None]:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     network = nnunet_network()
     network.load_state_dict({name: torch.from_numpy(array) for name, array in np.load(work / "weights.npz").items()})
+    network.decoder.deep_supervision = False  # as nnU-Net's trainer does for prediction
     reader = NibabelIO()
     spacing = reader.read_images([str(work / "scan.nii.gz")])[1]["spacing"]
     manager = PlansManager(_plan([float(value) for value in spacing]))

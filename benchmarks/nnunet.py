@@ -173,7 +173,7 @@ def nnunet_side(options: argparse.Namespace, work: Path) -> None:
 
 
 def ours_train(options: argparse.Namespace, work: Path) -> dict:
-    """Trains by the library; the time of every step is seen by the question whether to stop."""
+    """Trains by the library; the time of every step is seen by the progress it tells."""
     from tfmuscle.workflows.planning import training_plan
 
     from tfmuscle.files import read_json
@@ -187,12 +187,11 @@ def ours_train(options: argparse.Namespace, work: Path) -> dict:
     config = plan_training(settings, recipe={}, preset="nnunet_3d", plan=plan)
     moments: list[float] = []
 
-    def asked() -> bool:
+    def heard(done: int, total: int, note: str) -> None:
         moments.append(time.perf_counter())
-        return False
 
     started = time.perf_counter()
-    fit(work / "records", work / "run", config, resume=True, cancel=asked)
+    fit(work / "records", work / "run", config, resume=True, progress=heard)
     trained = time.perf_counter() - started
     started = time.perf_counter()
     _tfmuscle("predict", "-m", work / "run", "-i", options.data, "-o", work / "predictions", "--split", "validation")

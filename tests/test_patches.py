@@ -168,11 +168,15 @@ def test_a_thousand_places_of_a_class_are_kept_always_the_same(tmp_path):
     assert abs(places[0][1].mean() - (10 + 9.5 + 9.5) / 3) < 0.5  # all over the scan: sd 5.6 / sqrt(1000) an axis
 
 
-def test_shards_give_the_windows_of_the_grid(any_kind):
-    spec, paths = any_kind
-    image, labels = made_scan(SHAPES[0])
+@pytest.mark.parametrize("spec", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("shape", [SHAPES[0], (4, 20, 7), (4, 5, 7)])
+def test_shards_give_the_windows_of_the_grid(tmp_path, spec, shape):
+    image, labels = made_scan(shape)
+    image += 5  # of air
+    path = tmp_path / "s.tfrecord"
+    records.write_scan(path, image, labels, spec, subject_id="s0")
     expected = list(cut(image, labels, spec))
-    found, tensors = list(records.read_shard(paths[0], spec)), list(records.load_samples(paths[:1], spec))
+    found, tensors = list(records.read_shard(path, spec)), list(records.load_samples([path], spec))
     assert len(found) == len(tensors) == len(expected) == len(window_origins(labels.shape, spec))
     for sample, again, (one, classes) in zip(expected, found, tensors, strict=True):
         assert again["start"] == sample["start"] and again["subject_id"] == "s0"

@@ -48,7 +48,8 @@ def built(dataset, out, settings=SETTINGS, **how):
 def test_another_process_writes_the_same_whole_scans_and_verify_finds_them_sound(dataset, tmp_path):
     result = built(dataset, tmp_path / "here")
     there = [str(dataset), str(tmp_path / "there")]
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_patches_building as t; t.built(*{there})"
+    tests = str(Path(__file__).parent)
+    code = f"import sys; sys.path.insert(0, {tests!r}); import test_patches_building as t; t.built(*{there})"
     environment = os.environ | {"PYTHONHASHSEED": "7", "CUDA_VISIBLE_DEVICES": "-1"}
     subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
     for path in sorted((tmp_path / "here").iterdir()):

@@ -208,7 +208,12 @@ PRESETS: dict[str, Preset] = {
             "momentum": 0.9,
             "schedule": "polynomial",
         },
-        recipe={"loss": "weighted_cross_entropy", "augmentation": "light", "foreground": 0.33},
+        recipe={
+            "loss": "weighted_cross_entropy",
+            "loss_options": {"class_weights": "dataset"},
+            "augmentation": "light",
+            "foreground": 0.33,
+        },
         stages=(
             {"model_options": {"stage": "slices"}},
             {"model_options": {"stage": "volume"}},

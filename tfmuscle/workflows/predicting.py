@@ -99,8 +99,7 @@ def predict(
     network = _Network.opened([run] if isinstance(run, str | Path) else list(run), options)
     subjects = _sources(Path(source), network.runs, part)
     out = Path(out)
-    single = out.name.lower().endswith(VOLUME_SUFFIXES)
-    _check_output(out, single, len(subjects))
+    single = _is_one_file(out, len(subjects))
     folder = out.parent if single else out
     description = _description(network, part, mirror, [subject.subject_id for subject in subjects])
     if not single:
@@ -122,8 +121,8 @@ def predict(
         if progress is not None:
             progress((number + 1) * PROGRESS_STEPS, len(subjects) * PROGRESS_STEPS, subject.subject_id)
     if not single:
-        done = {"engine": network.engine, "seconds": seconds, "failures": failures}
-        write_json(folder / PREDICTIONS_FILE, description | done)
+        description |= {"engine": network.engine, "seconds": seconds, "failures": failures}
+        write_json(folder / PREDICTIONS_FILE, description)
     written = {subject_id: path for subject_id, path in paths.items() if subject_id not in failures}
     return PredictResult(folder, written, failures, network.warnings, network.is_reduced)
 
@@ -217,11 +216,14 @@ def _cleanings(paths: Sequence[str | Path], runs: Sequence[inference.Run]) -> tu
     return tuple(cleaning for cleaning in (RECIPE_CLEANINGS[recipe], choice) if cleaning)
 
 
-def _check_output(out: Path, single: bool, num_subjects: int) -> None:
+def _is_one_file(out: Path, num_subjects: int) -> bool:
+    """Whether the output is a file name rather than a folder; refuses one that cannot be."""
+    single = out.name.lower().endswith(VOLUME_SUFFIXES)
     if single and not out.name.lower().endswith(WRITTEN_SUFFIXES):
         raise DataError(f"{out}: labels are written as {', '.join(WRITTEN_SUFFIXES)}; choose one of them, or a folder")
     if single and num_subjects > 1:
         raise DataError(f"{out}: one file name for {num_subjects} scans; name a folder")
+    return single
 
 
 def _check_overwriting(path: Path, subject: Subject) -> None:
