@@ -174,10 +174,9 @@ def nnunet_side(options: argparse.Namespace, work: Path) -> None:
 
 def ours_train(options: argparse.Namespace, work: Path) -> dict:
     """Trains by the library; the time of every step is seen by the progress it tells."""
-    from tfmuscle.workflows.planning import training_plan
-
     from tfmuscle.files import read_json
     from tfmuscle.workflows.learning import fit, plan_training
+    from tfmuscle.workflows.planning import training_plan
 
     path = work / "tfmuscle_seconds.json"
     if path.exists():

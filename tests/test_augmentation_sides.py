@@ -1,5 +1,7 @@
 """Mirrors: left stays left."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from augmentation_samples import (
@@ -54,6 +56,36 @@ def test_left_never_becomes_right_in_a_volume(orientation, recipe):
     for _, new_labels in variants(image, labels, spec, count=40, recipe=recipe):
         assert set(np.where(new_labels == 1)[axis]) <= set(left) and (new_labels == 1).any()
         assert set(np.where(new_labels == 2)[axis]) <= set(right) and (new_labels == 2).any()
+
+
+@pytest.mark.parametrize("kind", ["slices", "stacks", "volumes"])
+def test_a_prior_moves_with_the_labels_and_changes_sides_with_them(kind):
+    """The prior says what the labels say; so it must after any transform, but at borders, where it is interpolated."""
+    changes = {"size": (24, 24)} | ({"depth": 24} if kind == "volumes" else {})
+    spec = make_spec(kind, prior=True, **changes)
+    labels, _ = two_femurs(make_spec("volumes", size=(24, 24), depth=24))
+    labels = labels if kind == "volumes" else labels[12]
+    planes = [labels == 1, labels == 2, labels == 3]
+    voxels = np.stack([np.zeros(labels.shape), *planes], axis=-1).astype(np.float32)
+    image = np.concatenate([voxels] * (spec.depth if kind == "stacks" else 1), axis=-1)
+    mirrored = 0
+    everything_but_outlines = dataclasses.replace(ALWAYS, morphology=0.0)
+    for new_image, new_labels in variants(image, labels, spec, count=12, recipe=everything_but_outlines):
+        last = new_image[..., -3:]
+        assert set(np.unique(last)) <= {0.0, 1.0}
+        for structure in (1, 2):
+            wanted, found = new_labels == structure, last[..., structure - 1] > 0
+            assert (wanted & found).sum() >= 0.6 * wanted.sum()  # small blocks: half of their voxels are border
+            assert not (found & (new_labels == 3 - structure)).any()
+        mirrored += int((new_labels == 1).any())
+    assert mirrored == 12
+
+
+def test_order_of_channels_when_sides_change():
+    assert augmentation.channel_order(make_spec("slices")) is None
+    assert augmentation.channel_order(make_spec("slices", prior=True)) == (0, 2, 1, 3)
+    two = make_spec("stacks", prior=True, channels=("fat", "water"))
+    assert augmentation.channel_order(two) == (0, 1, 3, 2, 4, 5, 6, 8, 7, 9, 10, 11, 13, 12, 14)
 
 
 @pytest.mark.parametrize("orientation", ["SPL", "IAR", "SRP"])

@@ -102,8 +102,8 @@ def _explain(error: OSError, path: Path) -> Exception:
             f"{path}: the disk is full ({error.strerror}); free some space and run again, this file was not kept"
         )
     # /proc and the like say "no such file" where nobody may make one
-    nowhere = error.errno == errno.ENOENT and Path(str(error.filename)).name.startswith(TEMPORARY_PREFIX)
-    if error.errno in _NOT_WRITABLE or nowhere:
+    ours = Path(str(error.filename)).name.startswith(TEMPORARY_PREFIX)
+    if error.errno in _NOT_WRITABLE or (error.errno == errno.ENOENT and ours and path.parent.is_dir()):
         return DataError(f"{path}: cannot be written ({error.strerror}); choose another output")
     return error
 

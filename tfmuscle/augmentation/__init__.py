@@ -17,6 +17,8 @@ Rules that the user can rely on:
 * Left stays left. A mirror along the left/right axis exchanges the partners; a label map with a side but no partner, or
   sides without a known orientation, is not mirrored (but by `cheena`, which is true to its source and says so). Labels
   with sides are turned by ±30 degrees at most, because a limb turned upside down has its left on the right.
+* The channels of a prior (labels of an earlier network) move as the image does, stay 0 or 1, change sides with the
+  labels, and keep their values when intensities change.
 * Nothing is clipped to a fixed range: normalised images are negative for good reasons.
 
 Keras' own layers were rejected, since they move image and mask differently and clip to 0..255.
@@ -31,7 +33,7 @@ from tfmuscle.augmentation.intensity import (
     simulate_low_resolution,
 )
 from tfmuscle.augmentation.masks import dilate_or_erode_labels
-from tfmuscle.augmentation.mirror import mirror_axes, mirrored_axes, side_axis
+from tfmuscle.augmentation.mirror import channel_order, mirror_axes, mirrored_axes, side_axis
 from tfmuscle.augmentation.recipes import (
     CHEENA,
     CHEENA_CORONAL,
@@ -76,6 +78,7 @@ __all__ = [
     "affine_coordinates",
     "affine_matrix",
     "augment",
+    "channel_order",
     "dilate_or_erode_labels",
     "elastic_displacement",
     "gaussian_blur",

@@ -48,11 +48,25 @@ def mirror_axes(
     """
     for axis, flip in zip(mirrored_axes(spec) if axes is None else axes, flips, strict=True):
         here = axis if spec.is_volumetric else axis - 1
-        table = _partners(spec) if axis == side_axis(spec) and is_sided(spec) else None
-        image, labels = tf.cond(
-            tf.cast(flip, tf.bool), _mirror(image, labels, here, table), lambda pair=(image, labels): pair
+        sides = axis == side_axis(spec) and is_sided(spec)
+        mirrored = _mirror(
+            image, labels, here, _partners(spec) if sides else None, channel_order(spec) if sides else None
         )
+        image, labels = tf.cond(tf.cast(flip, tf.bool), mirrored, lambda pair=(image, labels): pair)
     return image, labels
+
+
+def channel_order(spec: DataSpec) -> tuple[int, ...] | None:
+    """Returns where each channel of a sample comes from when left and right change places; None when nowhere else.
+
+    Only the channels of a prior do: each is one structure, and a mirrored left one is a right one.
+    """
+    if not spec.prior:
+        return None
+    first = len(spec.channels)
+    voxel = [*range(first), *(first + partner - 1 for partner in _partners(spec)[1:])]
+    slices = spec.depth if spec.kind == "stacks" else 1
+    return tuple(n * len(voxel) + channel for n in range(slices) for channel in voxel)
 
 
 def _partners(spec: DataSpec) -> tuple[int, ...]:
@@ -61,13 +75,16 @@ def _partners(spec: DataSpec) -> tuple[int, ...]:
     return tuple(names.index(spec.label_map.partner(name) or name) for name in names)
 
 
-def _mirror(image: tf.Tensor, labels: tf.Tensor, axis: int, table: tuple[int, ...] | None):
+def _mirror(
+    image: tf.Tensor, labels: tf.Tensor, axis: int, table: tuple[int, ...] | None, channels: tuple[int, ...] | None
+):
     def mirrored() -> tuple[tf.Tensor, tf.Tensor]:
         turned = tf.reverse(labels, [axis])
         if table is not None:
             partner = tf.gather(tf.constant(table, labels.dtype), tf.cast(tf.maximum(turned, 0), tf.int32))
             turned = tf.where(turned == IGNORE, turned, partner)
-        return tf.reverse(image, [axis]), turned
+        reversed_image = tf.reverse(image, [axis])
+        return reversed_image if channels is None else tf.gather(reversed_image, channels, axis=-1), turned
 
     return mirrored
 

@@ -59,7 +59,10 @@ def augment(
     image, labels = _move(image, labels, movement, amounts, spec)
     axes = (0, 1, 2) if spec.kind == "volumes" else (0, 1)
     labels = _change_masks(labels, axes[-2:], draws, amounts)
+    image, prior = image[..., : len(spec.channels)], image[..., len(spec.channels) :]
     image = _change_intensities(image, axes, draws, amounts, coarse=axes[1:] if is_flat(amounts, spec) else axes)
+    if spec.prior:  # labels of an earlier network: moved like the image, whole again, their values left alone
+        image = tf.concat([image, tf.round(prior)], axis=-1)
     image, labels = _restored(image, labels, spec)
     return image, tf.cast(labels, kind)
 
@@ -116,7 +119,7 @@ def _planes_first(image: tf.Tensor, labels: tf.Tensor, spec: DataSpec) -> _Pair:
         return image, labels
     if spec.kind == "sequences":
         return tf.transpose(image, (1, 2, 0, 3)), tf.transpose(labels, (1, 2, 0))
-    return tf.reshape(image, (*spec.size, spec.depth, len(spec.channels))), labels[..., tf.newaxis]
+    return tf.reshape(image, (*spec.size, spec.depth, spec.num_channels)), labels[..., tf.newaxis]
 
 
 def _restored(image: tf.Tensor, labels: tf.Tensor, spec: DataSpec) -> _Pair:

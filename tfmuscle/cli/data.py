@@ -78,6 +78,10 @@ def _series_row(item: Mapping[str, Any]) -> dict[str, Any]:
     DataSpec, "orientation", help="axis codes after preprocessing, slice axis first; 'none' for sweeps [default: SPL]"
 )
 @setting(DataSpec, "normalisation")
+@setting(DataSpec, "resampling")
+@setting(DataSpec, "resize")
+@setting(DataSpec, "patches")
+@setting(DataSpec, "blend")
 @setting(DataSpec, "bias_field")
 @setting(DataSpec, "crop_nonzero")
 @setting(DataSpec, "overlap")
@@ -88,6 +92,7 @@ def _series_row(item: Mapping[str, Any]) -> dict[str, Any]:
 @click.option(
     "--plan", "plan_path", type=FOLDER, help="plan.json to follow, for presets of nnU-Net [default: made on the way]"
 )
+@click.option("--prior", type=FOLDER, help="labels of an earlier network, <subject>.nii.gz, as further channels")
 @setting(DataSpec, "scale", default="full")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="processes")
 @click.option("--runner", type=click.Choice(RUNNERS), help="let Apache Beam do the work [default: this machine's pool]")
@@ -106,7 +111,9 @@ def build_records_command(
         from tfmuscle.workflows.data import plan_spec
         from tfmuscle.workflows.planning import keep_plan, preset_plan
 
-    plan_path = options.pop("plan_path")
+    plan_path, prior = options.pop("plan_path"), options.pop("prior")
+    if prior is not None:
+        options["prior"] = True
     runner_options = options.pop("runner_option")
     if runner_options and not runner:
         raise click.UsageError("--runner-option goes with --runner")
@@ -118,7 +125,7 @@ def build_records_command(
     spec = checked(plan_spec, index, settings, preset=preset, scale=scale, plan=plan, progress=Bar())
     window = " x ".join(map(str, spec.window))
     click.echo(f"{spec.kind} of {window} voxels at {spec.spacing or 'native'} mm, {spec.orientation}")
-    result = build_records(index, out, spec, workers=workers, beam=beam, progress=Bar())
+    result = build_records(index, out, spec, prior=prior, workers=workers, beam=beam, progress=Bar())
     keep_plan(plan, out)
     click.echo(f"{result.samples} samples in {out}" + (" (reduced)" if scale == "laptop" else ""))
     finish(result.failures)

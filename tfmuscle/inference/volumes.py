@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from tfmuscle.augmentation import mirrored_axes, recipe_axes, side_axis
+from tfmuscle.augmentation import channel_order, mirrored_axes, recipe_axes, side_axis
 from tfmuscle.errors import DataError
 from tfmuscle.inference.resampling import labels_on_grid
 from tfmuscle.inference.runs import Run
@@ -163,7 +163,9 @@ def _predict_mirrored(run: Run, images: np.ndarray, flip: tuple[int, ...]) -> np
         return run.probabilities(images)
     shift = 1 if run.spec.is_volumetric else 0  # axis 1 of the volume is axis 2 of a 3D batch, but axis 1 of a 2D one
     axes = tuple(axis + shift for axis in flip)
-    probabilities = np.flip(run.probabilities(np.ascontiguousarray(np.flip(images, axes))), axes)
-    if side_axis(run.spec) in flip:
-        probabilities = probabilities[..., run.spec.label_map.flip_permutation()]
-    return probabilities
+    exchanged = side_axis(run.spec) in flip
+    images = np.flip(images, axes)
+    if exchanged and (order := channel_order(run.spec)) is not None:
+        images = images[..., order]
+    probabilities = np.flip(run.probabilities(np.ascontiguousarray(images)), axes)
+    return probabilities[..., run.spec.label_map.flip_permutation()] if exchanged else probabilities
