@@ -228,6 +228,13 @@ def test_the_same_seed_makes_the_same_phantoms(phantom_dataset, tmp_path):
     assert PHANTOM_KINDS == KINDS
 
 
+def test_a_second_cohort_of_phantoms(tmp_path):
+    words = ("--subjects", 1, "--kind", "child-bones", "--contrast", "water")
+    run("phantom", tmp_path / "second", *words)
+    about = json.loads((tmp_path / "second" / "dataset.json").read_text())
+    assert about["channel_names"] == {"0": "fat-suppressed"} and about["labels"]["pelvis"] == 4
+
+
 def test_fit_takes_a_dataset_and_laptop_scale_says_reduced(phantom_dataset, tmp_path):
     assert "5 subjects, 2 held out, do not fill 4 folds" in one_error_line(
         run("fit", "-i", phantom_dataset, "-o", tmp_path / "run", "--preset", "demo", code=1)

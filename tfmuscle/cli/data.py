@@ -14,7 +14,8 @@ from tfmuscle.quiet import quiet_start
 
 RUNNERS = ("direct", "flink", "spark", "dataflow")
 SERIES_COLUMNS = ("name", "modality", "contrast", "shape", "spacing", "orientation", "files", "fitness")
-PHANTOM_KINDS = ("bones", "thigh", "lower-limb", "ultrasound")
+PHANTOM_KINDS = ("bones", "thigh", "lower-limb", "ultrasound", "child-bones")
+PHANTOM_CONTRASTS = ("t1", "water", "ultrasound")
 
 
 @command(name="phantom")
@@ -24,12 +25,13 @@ PHANTOM_KINDS = ("bones", "thigh", "lower-limb", "ultrasound")
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="the same seed makes the same voxels"
 )
 @click.option("--kind", type=click.Choice(PHANTOM_KINDS), default="bones", show_default=True, help="what is in them")
-def phantom_command(out: Path, subjects: int, seed: int, kind: str) -> None:
+@click.option("--contrast", type=click.Choice(PHANTOM_CONTRASTS), help="how tissues look [default: the kind's own]")
+def phantom_command(out: Path, subjects: int, seed: int, kind: str, contrast: str | None) -> None:
     """Make a dataset of synthetic limbs with known volumes in OUT (nnU-Net layout)."""
     with quiet_start():
         from tfmuscle.workflows.data import phantom
 
-    phantom(out, subjects=subjects, seed=seed, kind=kind, progress=Bar())
+    phantom(out, subjects=subjects, seed=seed, kind=kind, contrast=contrast, progress=Bar())
     click.echo(f"{subjects} {kind} phantoms in {out}; closed-form volumes in {out / 'volumes.json'}")
 
 

@@ -25,8 +25,18 @@ from tfmuscle.workflows.building import Progress
 from tfmuscle.workflows.planning import planned_spec, preset_plan
 
 
+PHANTOM_CHANNELS = {"t1": "T1", "water": "fat-suppressed", "ultrasound": "B-mode"}
+"""Contrast of a phantom -> name of its one channel."""
+
+
 def phantom(
-    out: str | Path, *, subjects: int, seed: int = 0, kind: str = "bones", progress: Progress | None = None
+    out: str | Path,
+    *,
+    subjects: int,
+    seed: int = 0,
+    kind: str = "bones",
+    contrast: str | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Writes a dataset of synthetic limbs in nnU-Net's layout, with `volumes.json` of closed-form volumes in ml.
 
@@ -35,6 +45,7 @@ def phantom(
         subjects: how many.
         seed: the same seed gives the same voxels.
         kind: one of `phantom.KINDS`.
+        contrast: "t1", "water" (fat-suppressed) or "ultrasound"; the kind's own by default.
         progress: called with (subjects done, subjects in all, subject).
 
     Raises:
@@ -46,20 +57,22 @@ def phantom(
         raise ValueError(f"kind is {kind!r}; choose one of {', '.join(PHANTOM_KINDS)}")
     if subjects < 1:
         raise ValueError(f"subjects is {subjects}; at least one is needed")
-    description = {"kind": kind, "seed": seed, "subjects": subjects}
+    if contrast == "dixon":
+        raise ValueError("contrast is 'dixon', of two channels; phantom datasets have one, choose t1 or water")
+    description = {"kind": kind, "seed": seed, "subjects": subjects} | ({"contrast": contrast} if contrast else {})
     _claim(out, description)
     volumes: dict[str, dict[str, float]] = {}
     with atomic_path(out) as folder:
         for number in range(subjects):
             subject_id = f"{kind}_{number:03d}"
-            made = make_phantom(kind, seed=seed * 100_003 + number)
+            made = make_phantom(kind, seed=seed * 100_003 + number, contrast=contrast)
             write_volume(folder / "imagesTr" / f"{subject_id}_0000.nii.gz", made.image)
             write_volume(folder / "labelsTr" / f"{subject_id}.nii.gz", made.labels)
             volumes[subject_id] = dict(made.volumes_ml)
             if progress is not None:
                 progress(number + 1, subjects, subject_id)
         write_json(folder / "volumes.json", volumes)
-        about = _phantom_dataset_json(kind, made.label_map, subjects) | {"phantom": description}
+        about = _phantom_dataset_json(kind, contrast, made.label_map, subjects) | {"phantom": description}
         write_json(folder / "dataset.json", about)
     return out
 
@@ -75,12 +88,12 @@ def _claim(out: Path, description: Mapping[str, Any]) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _phantom_dataset_json(kind: str, label_map: LabelMap, subjects: int) -> dict[str, Any]:
+def _phantom_dataset_json(kind: str, contrast: str | None, label_map: LabelMap, subjects: int) -> dict[str, Any]:
     return {
         "name": f"phantom_{kind}",
         "description": f"synthetic {kind} limbs made by tfmuscle; no patient",
         "licence": "CC0-1.0",
-        "channel_names": {"0": "B-mode" if kind == "ultrasound" else "T1"},
+        "channel_names": {"0": PHANTOM_CHANNELS[contrast or ("ultrasound" if kind == "ultrasound" else "t1")]},
         "labels": label_map.to_dict(),
         "numTraining": subjects,
         "file_ending": ".nii.gz",

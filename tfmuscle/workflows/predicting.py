@@ -213,7 +213,9 @@ def _cleanings(paths: Sequence[str | Path], runs: Sequence[inference.Run]) -> tu
     ((recipe,), (choice,)) = recipes, chosen
     if unknown := sorted(set(choice.largest) - set(runs[0].spec.label_map.structures)):
         raise DataError(f"{files[0]}: the runs have no {', '.join(unknown)}; use --no-postprocess, or remove the file")
-    return tuple(cleaning for cleaning in (RECIPE_CLEANINGS[recipe], choice) if cleaning)
+    return tuple(
+        dict.fromkeys(cleaning for cleaning in (RECIPE_CLEANINGS[recipe], choice) if cleaning)
+    )  # once if equal
 
 
 def _is_one_file(out: Path, num_subjects: int) -> bool:
