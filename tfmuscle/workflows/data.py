@@ -24,7 +24,6 @@ from tfmuscle.subjects import Dataset, read_dataset
 from tfmuscle.workflows.building import Progress
 from tfmuscle.workflows.planning import planned_spec, preset_plan
 
-
 PHANTOM_CHANNELS = {"t1": "T1", "water": "fat-suppressed", "ultrasound": "B-mode"}
 """Contrast of a phantom -> name of its one channel."""
 

@@ -203,7 +203,7 @@ class _Network:
 
 
 def _cleanings(paths: Sequence[str | Path], runs: Sequence[inference.Run]) -> tuple[Cleaning, ...]:
-    """Returns the recipe's cleaning and the one that cross-validation chose, in this order, where there are any."""
+    """Returns the recipe's cleaning and the one that cross-validation chose, in this order, once where equal."""
     recipes = {run.config.recipe.postprocessing for run in runs}
     files = [Path(path) / CLEANING_FILE for path in paths]
     chosen = {Cleaning.load(file) if file.exists() else Cleaning() for file in files}
