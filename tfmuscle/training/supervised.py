@@ -247,6 +247,7 @@ def _compiled(spec: DataSpec, config: TrainConfig, dataset_weights: list[float])
         loss_weights=dict(zip(outputs, output_weights(len(outputs)), strict=True)) if outputs else None,
         metrics={MAIN_OUTPUT: dice} if outputs else dice,
     )
+    model.optimizer.build(model.trainable_variables)  # or TensorFlow traces the training step twice to make them
     return model
 
 
@@ -256,7 +257,6 @@ def _restore(model: keras.Model, run: Path) -> list[dict[str, float]]:
     if backup is None:
         return []
     path, epochs = backup
-    model.optimizer.build(model.trainable_variables)
     model.load_weights(path)
     history = read_history(run / "history.csv")[:epochs]
     if len(history) != epochs:
