@@ -33,7 +33,7 @@ def test_version(words):
     assert result.exit_code == 0 and re.search(r"\d+\.\d+\.\d+", result.output)
 
 
-@pytest.mark.parametrize("page", [*PAGES, "docs/dicom.md", "docs/architecture.md"])
+@pytest.mark.parametrize("page", [*PAGES, "docs/bones.md", "docs/dicom.md", "docs/architecture.md"])
 def test_links_lead_to_files(page):
     path = ROOT / page
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text(encoding="utf-8")):
