@@ -140,8 +140,8 @@ def nnunet_side(options: argparse.Namespace, work: Path) -> None:
         return
 
     class Shortened(nnUNetTrainer):
-        def __init__(self, *words, **keys):
-            super().__init__(*words, **keys)
+        def __init__(self, plans, configuration, fold, dataset_json, device):  # nnU-Net wants these very names
+            super().__init__(plans, configuration, fold, dataset_json, device)
             self.num_epochs, self.num_iterations_per_epoch = options.epochs, options.steps
             self.num_val_iterations_per_epoch = VALIDATION_BATCHES
             self.step_seconds = []
