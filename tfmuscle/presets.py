@@ -59,7 +59,7 @@ _NNUNET_LAPTOP = {"training": {"epochs": 10, "steps": 25}}
 
 PRESETS: dict[str, Preset] = {
     "demo": Preset(
-        about="Phantom bones, 2D slices; two minutes on 2 cores. Shows the job, proves nothing about patients.",
+        about="Phantom bones, 2D slices; two to six minutes on 2 cores. Shows the job, proves nothing about patients.",
         data={"kind": "slices", "size": (96, 96), "folds": 4, "test": 2},
         training={
             "model": "unet",
