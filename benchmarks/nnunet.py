@@ -36,11 +36,11 @@ def main() -> None:
         return
     plan = ours_prepare(options, work)
     _nnunet(options, work, "prepare")
-    theirs = json.loads((work / "nnunet_plan.json").read_text())
+    theirs = json.loads((work / "nnunet_plan.json").read_text(encoding="utf-8"))
     print(json.dumps({"ours": plan, "nnU-Net": theirs}, indent=1), flush=True)
     seconds = {"load before": os.getloadavg()[0]}
     _nnunet(options, work, "train")
-    seconds["nnU-Net"] = json.loads((work / "nnunet_seconds.json").read_text())
+    seconds["nnU-Net"] = json.loads((work / "nnunet_seconds.json").read_text(encoding="utf-8"))
     seconds["tfmuscle"] = ours_train(options, work)
     seconds["load after"] = os.getloadavg()[0]
     report(options, work, seconds)
@@ -132,7 +132,9 @@ def nnunet_side(options: argparse.Namespace, work: Path) -> None:
             planning.plan_experiments([DATASET_ID])
             planning.preprocess([DATASET_ID], configurations=[CONFIGURATION], num_processes=[2])
         shutil.copy(work / "splits_final.json", prepared / "splits_final.json")
-        configuration = json.loads((prepared / "nnUNetPlans.json").read_text())["configurations"][CONFIGURATION]
+        configuration = json.loads((prepared / "nnUNetPlans.json").read_text(encoding="utf-8"))["configurations"][
+            CONFIGURATION
+        ]
         network = configuration["architecture"]["arch_kwargs"]
         found = {key: configuration[key] for key in ("patch_size", "spacing", "batch_size", "normalization_schemes")}
         found |= {"strides": network["strides"], "kernels": network["kernel_sizes"]}
@@ -154,11 +156,11 @@ def nnunet_side(options: argparse.Namespace, work: Path) -> None:
 
     torch.manual_seed(options.seed)
     torch.set_num_threads(os.cpu_count())
-    plans = json.loads((prepared / "nnUNetPlans.json").read_text()) | {"continue_training": False}
+    plans = json.loads((prepared / "nnUNetPlans.json").read_text(encoding="utf-8")) | {"continue_training": False}
     plans["configurations"][CONFIGURATION]["batch_size"] = options.batch
     if (work / "nnunet_seconds.json").exists():
         return
-    about = json.loads((prepared / "dataset.json").read_text())
+    about = json.loads((prepared / "dataset.json").read_text(encoding="utf-8"))
     trainer = Shortened(plans, CONFIGURATION, 0, about, device=torch.device("cpu"))
     started = time.perf_counter()
     trainer.run_training()
@@ -180,7 +182,7 @@ def ours_train(options: argparse.Namespace, work: Path) -> dict:
 
     path = work / "tfmuscle_seconds.json"
     if path.exists():
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     settings = {"epochs": options.epochs, "steps": options.steps, "batch_size": options.batch, "seed": options.seed}
     plan = training_plan(work / "records", "nnunet_3d")
     config = plan_training(settings, recipe={}, preset="nnunet_3d", plan=plan)

@@ -83,7 +83,7 @@ def nnunet_job(folder: Path, out: Path, settings: dict):
     from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    about = json.loads((folder / "dataset.json").read_text())
+    about = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     if "0" in about["labels"]:  # the Decathlon writes id -> name
         about["labels"] = {name: int(key) for key, name in about["labels"].items()}
     plans = PlansManager(_plans(settings))
@@ -164,7 +164,7 @@ def answer(content: dict) -> None:
 
 def _memory(key: str) -> float:
     """Returns `VmRSS` or `VmHWM` of this process in MiB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(key + ":"):
             return int(line.split()[1]) / 1024
     raise RuntimeError(f"/proc/self/status has no {key}; this benchmark needs Linux")

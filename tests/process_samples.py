@@ -41,6 +41,6 @@ def count_up(path, times, *, progress=None):
     path = Path(path)
     for _ in range(times):
         with claimed_in_turn(path.parent / "work", seconds=0.002):
-            number = int(path.read_text())
+            number = int(path.read_text(encoding="utf-8"))
             time.sleep(0.002)
             path.write_text(str(number + 1))

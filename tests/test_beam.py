@@ -108,7 +108,7 @@ def test_two_processes_share_the_jobs(tmp_path, importable):
     watched = []
     flags = pipeline_flags("direct", workers=2)
     map_on_beam(leave_pid, [(tmp_path, n) for n in range(12)], flags, watch=lambda: watched.append(1))
-    pids = {path.read_text() for path in tmp_path.iterdir()}
+    pids = {path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
     assert len(list(tmp_path.iterdir())) == 12 and len(pids) == 2 and str(os.getpid()) not in pids
     assert watched
 

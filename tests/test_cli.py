@@ -231,7 +231,7 @@ def test_the_same_seed_makes_the_same_phantoms(phantom_dataset, tmp_path):
 def test_a_second_cohort_of_phantoms(tmp_path):
     words = ("--subjects", 1, "--kind", "child-bones", "--contrast", "water")
     run("phantom", tmp_path / "second", *words)
-    about = json.loads((tmp_path / "second" / "dataset.json").read_text())
+    about = json.loads((tmp_path / "second" / "dataset.json").read_text(encoding="utf-8"))
     assert about["channel_names"] == {"0": "fat-suppressed"} and about["labels"]["pelvis"] == 4
 
 

@@ -155,7 +155,7 @@ class TestCrossValidation:
             assert len(list((out / name / "predictions").glob("*.nii.gz"))) == 7
             assert len(read_json(out / name / "predictions" / "predictions.json")["subjects"]) == 7
         assert {path.suffix for path in out.glob("comparison.*")} == {".csv", ".json", ".html"}
-        assert str(tmp_path) not in (out / "comparison.html").read_text()
+        assert str(tmp_path) not in (out / "comparison.html").read_text(encoding="utf-8")
         trainings = [told for told in seen if "fold" in told[2]]
         assert [done for done, *_ in trainings] == sorted(done for done, *_ in trainings)
         assert trainings[-1][0] == trainings[-1][1]
@@ -171,11 +171,11 @@ class TestCrossValidation:
 
     def test_a_finished_fold_is_never_repeated(self, dataset, tmp_path, stub):
         first = compare(dataset, tmp_path / "cv", "slices")
-        page = (tmp_path / "cv" / "comparison.html").read_text()
+        page = (tmp_path / "cv" / "comparison.html").read_text(encoding="utf-8")
         shutil.rmtree(next((tmp_path / "cv").glob("records-*")))  # finished folds need none
         second = compare(dataset, tmp_path / "cv", "slices")
         assert len(stub.trained) == 2 and stub.made == 1 and first.table == second.table
-        assert (tmp_path / "cv" / "comparison.html").read_text() == page
+        assert (tmp_path / "cv" / "comparison.html").read_text(encoding="utf-8") == page
 
     def test_a_failing_fold_is_reported_and_done_when_asked_again(self, dataset, tmp_path, stub):
         stub.fail = {("slices", 0): DataError("legs: the disk\nis full"), ("cheena_unet2d", 1): RuntimeError("Bug: x")}
@@ -184,7 +184,7 @@ class TestCrossValidation:
         assert result.failures["slices, fold 0"] == "legs: the disk is full"
         assert result.failures["cheena_unet2d, fold 1"] == "Bug: x (see cheena_unet2d/fold_1/error.txt)"
         assert {line["folds done"] for line in result.table} == {"1 of 2"}
-        assert "the disk is full" in (tmp_path / "cv" / "comparison.html").read_text()
+        assert "the disk is full" in (tmp_path / "cv" / "comparison.html").read_text(encoding="utf-8")
         stub.fail = {}
         result = compare(dataset, tmp_path / "cv", "slices", "cheena_unet2d")
         assert not result.failures and len(stub.trained) == 6
@@ -205,7 +205,7 @@ class TestCrossValidation:
             result = compare(dataset, tmp_path / "cv", "slices")
         assert [fold for *_, fold in stub.trained] == [0, 1, 0]
         assert result.waiting == {"slices, fold 1": "in work: process " + str(os.getpid()) + " on this machine"}
-        assert "In work elsewhere" in (tmp_path / "cv" / "comparison.html").read_text()
+        assert "In work elsewhere" in (tmp_path / "cv" / "comparison.html").read_text(encoding="utf-8")
 
     def test_leave_one_person_out(self, dataset, tmp_path, stub):
         write_json(tmp_path / "split.json", assign_folds(read_json(tmp_path / "split.json"), folds=6))
@@ -333,7 +333,9 @@ class TestStudy:
         assert (first["model_options.filters"], first["learning_rate"]) == ("8", "0.001")
         assert first["model"] == "filters=8, learning_rate=0.001" and "only fold 1" in result.context["split"]
         assert {path.suffix for path in (tmp_path / "study").glob("study.*")} == {".csv", ".json", ".html"}
-        assert "learning_rate" in (tmp_path / "study" / "study.csv").read_text().splitlines()[0].split(",")
+        assert "learning_rate" in (tmp_path / "study" / "study.csv").read_text(encoding="utf-8").splitlines()[0].split(
+            ","
+        )
         with pytest.raises(ValueError, match="fold is 2; there are folds 0 to 1"):
             study(dataset, tmp_path / "study", **options | {"fold": 2})
 

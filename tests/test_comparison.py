@@ -239,10 +239,10 @@ class TestPage:
         assert [line["model"] for line in rows] == ["ours", "<b>other"] * 2
         assert (float(rows[0]["dice_mean"]), rows[0]["published_dice_mean"], rows[0]["epochs"]) == (0.625, "0.93", "3")
         assert (rows[0]["data"], rows[0]["training_seconds"], rows[1]["published_dice_mean"]) == ("legs", "", "")
-        content = json.loads((tmp_path / "comparison.json").read_text())
+        content = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
         assert content["table"][0]["dice_mean"] == 0.625 and len(content["subjects"]) == 4
         assert content["tests"][0]["verdict"].startswith("too few persons")
-        page = (tmp_path / "comparison.html").read_text()
+        page = (tmp_path / "comparison.html").read_text(encoding="utf-8")
         assert "0.625 ± 0.177" in page and "0.930 ± 0.020" in page and "too few persons" in page and "a paper" in page
         assert "&lt;b&gt;other" in page and "<b>other" not in page and "http" not in page and "reduced" not in page
         assert page.count("data:image/png;base64") == 2
@@ -251,14 +251,14 @@ class TestPage:
         about = {"context": {"scale": "reduced (laptop)"}, "failures": {"a, fold 1": "no memory"}}
         result = comparison(tmp_path, model("a", [0.5]), **about, waiting={"a, fold 2": "in work: process 7"})
         write_comparison(result, "study", title="Legs", published={})
-        page = (tmp_path / "study.html").read_text()
+        page = (tmp_path / "study.html").read_text(encoding="utf-8")
         assert "Legs (reduced)" in page and "no memory" in page and "process 7" in page and "nothing to compare" in page
         assert text_table(result).endswith("reduced: the recipes were cut down")
 
     def test_nothing_at_all(self, tmp_path):
         result = comparison(tmp_path, failures={"a, fold 0": "no memory"})
         write_comparison(result, "comparison", title="Legs", published={})
-        assert "No model has predicted anything yet" in (tmp_path / "comparison.html").read_text()
+        assert "No model has predicted anything yet" in (tmp_path / "comparison.html").read_text(encoding="utf-8")
         assert text_table(result) == "no model has predicted anything yet"
 
     def test_varied_settings_are_columns(self, tmp_path):

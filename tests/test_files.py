@@ -34,7 +34,7 @@ def test_a_file_appears_when_the_block_ends_and_not_before(tmp_path):
         assert temporary.name.endswith("-a.nii.gz")  # image libraries choose the format by the ending
         temporary.write_text("whole")
         assert not path.exists()
-    assert path.read_text() == "whole"
+    assert path.read_text(encoding="utf-8") == "whole"
     assert names(path.parent) == ["a.nii.gz"]
 
 
@@ -45,7 +45,7 @@ def test_an_error_leaves_the_old_file_and_nothing_else(error, tmp_path):
         temporary.write_text("half")
         raise error
     assert names(tmp_path) == ["a.txt"]
-    assert (tmp_path / "a.txt").read_text() == "old"
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "old"
 
 
 def test_a_folder_replaces_a_folder_or_vanishes(tmp_path):
@@ -76,7 +76,7 @@ def test_a_killed_process_leaves_the_old_file(tmp_path):
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
-    assert (tmp_path / "a.txt").read_text() == "old"
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "old"
     assert all(name.startswith(TEMPORARY_PREFIX) for name in names(tmp_path) if name != "a.txt")
 
 
@@ -96,7 +96,7 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(DataError, match="cannot be written .*; choose another output"):
         write_text(tmp_path / "file" / "a.txt", "x")
-    assert (tmp_path / "file").read_text() == "no folder"
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "no folder"
     if Path("/proc/self").is_dir():  # a place that says "no such file" where nobody may make one
         with pytest.raises(DataError, match="cannot be written .*; choose another output"):
             write_text("/proc/tfmuscle.txt", "x")
@@ -152,7 +152,7 @@ def test_what_a_killed_process_left_is_cleared_and_what_a_living_one_writes_stay
         path.write_text("half")
     write_text(tmp_path / "a.txt", "whole")
     assert not dead.exists() and alive.exists() and elsewhere.exists()
-    assert (tmp_path / "a.txt").read_text() == "whole"
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "whole"
 
 
 def test_an_input_is_never_an_output(tmp_path):

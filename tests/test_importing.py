@@ -183,7 +183,7 @@ def test_who_the_patient_is_stays_behind(tmp_path):
         tfmuscle_group, ["import", str(lab), "-o", str(tmp_path / "out"), "--key", str(key)], catch_exceptions=False
     )
     assert outcome.exit_code == 0, outcome.output
-    assert "Muster" in key.read_text() and key.stat().st_mode & 0o077 == 0
+    assert "Muster" in key.read_text(encoding="utf-8") and key.stat().st_mode & 0o077 == 0
     told = outcome.output.lower()
     for path in sorted((tmp_path / "out").rglob("*")):
         told += path.relative_to(tmp_path).as_posix().lower()

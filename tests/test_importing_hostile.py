@@ -57,7 +57,7 @@ def test_a_preview_names_nobody(tmp_path):
     dicom_series(tmp_path / "lab" / "Muster_Erika" / "mr", **ERIKA)
     lines, failures = preview(tmp_path / "lab", Layout(), key=tmp_path / "key.csv")
     assert not failures and "subject_001/mr" in lines[1] and "erika" not in " ".join(lines).lower()
-    assert "Muster_Erika" in (tmp_path / "key.csv").read_text()
+    assert "Muster_Erika" in (tmp_path / "key.csv").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_key_replaces_nothing_but_a_key(tmp_path):
     table.write_text("subject,scan,masks\nP1,a,b\n")
     with pytest.raises(DataError, match="table.csv: is there and is no key of an import"):
         import_folder(tmp_path / "lab", tmp_path / "out", Layout(), key=table)
-    assert table.read_text().startswith("subject,scan,masks\n")
+    assert table.read_text(encoding="utf-8").startswith("subject,scan,masks\n")
     for _ in range(2):
         import_folder(tmp_path / "lab", tmp_path / "out", Layout(), key=tmp_path / "key.csv")
     with (tmp_path / "key.csv").open(newline="") as file:
@@ -100,7 +100,7 @@ def test_a_subject_without_masks_beside_others(tmp_path):
     assert not result.problems and not result.failures
     labelled = {one.subject_id: one.labels is not None for one in read_dataset(tmp_path / "out").subjects}
     assert labelled == {"P1": True, "P2": False} and inspect(tmp_path / "out")["problems"] == []
-    assert json.loads((tmp_path / "out" / "dataset.json").read_text())["numTraining"] == 2
+    assert json.loads((tmp_path / "out" / "dataset.json").read_text(encoding="utf-8"))["numTraining"] == 2
 
 
 def test_only_what_lies_outside_is_called_outside(tmp_path):

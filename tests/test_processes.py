@@ -96,7 +96,7 @@ def test_two_processes_never_hold_one_folder(tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert path.read_text() == "50"
+    assert path.read_text(encoding="utf-8") == "50"
 
 
 def test_the_folder_must_be_writable(tmp_path):

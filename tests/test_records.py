@@ -295,7 +295,7 @@ def test_another_format_version_is_named(folder, monkeypatch):
     ],
 )
 def test_a_damaged_index_is_named(folder, change, message):
-    index = json.loads((folder / "index.json").read_text())
+    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     change(index)
     (folder / "index.json").write_text(json.dumps(index))
     with pytest.raises(DataError, match=f"index.json: .*{message}"):

@@ -155,7 +155,7 @@ def test_descriptor_gives_a_file_to_the_longer_pattern(tmp_path):
 
 @pytest.mark.parametrize("path", DESCRIPTORS, ids=lambda path: path.parent.name)
 def test_shipped_descriptors_can_be_read(path, tmp_path):
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     assert {"name", "title", "licence", "citation", "channels", "label_map", "images"} <= set(content)
     assert content["name"] == path.parent.name
     patterns = [content["images"]] if isinstance(content["images"], str) else content["images"]

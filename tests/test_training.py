@@ -177,7 +177,7 @@ def test_settings_that_cannot_work_are_refused(records, tmp_path):
     (tmp_path / "full" / "thesis.txt").write_text("precious")
     with pytest.raises(DataError, match="is not empty and holds no run"):
         fit(records, tmp_path / "full", TINY)
-    assert (tmp_path / "full" / "thesis.txt").read_text() == "precious"
+    assert (tmp_path / "full" / "thesis.txt").read_text(encoding="utf-8") == "precious"
 
 
 def test_mixed_precision_trains_and_answers_in_float32(records, tmp_path):

@@ -45,7 +45,7 @@ def test_what_was_broken_before_its_checksum_was_taken_is_found_too(folder):
     altered[first + 40] ^= 1
     for content, words in ((altered, "a record is damaged"), (whole[:first], "holds 1 samples instead of 6")):
         path.write_bytes(content)
-        entries = json.loads((folder / "index.json").read_text())["shards"]
+        entries = json.loads((folder / "index.json").read_text(encoding="utf-8"))["shards"]
         entries[1] |= {"bytes": len(content), "sha256": sha256(path)}
         note = {key: value for key, value in entries[1].items() if key != "fold"}
         records.write_sealed(path.with_suffix(".json"), note)
@@ -91,7 +91,7 @@ def test_strays_and_missing_companions_are_found(folder):
 
 
 def test_an_index_that_was_edited_is_refused(folder):
-    index = json.loads((folder / "index.json").read_text())
+    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     index["shards"][0]["fold"] = 1
     (folder / "index.json").write_text(json.dumps(index, indent=1) + "\n")
     with pytest.raises(DataError, match="index.json: has changed since it was written; run build-records again"):

@@ -221,7 +221,11 @@ def test_merge_masks_tells_overlaps(tmp_path):
     result = run("merge-masks", "-i", tmp_path / "masks", "-o", tmp_path / "all.nii.gz")
     assert result.exit_code == 0 and "femur and tibia share 1 voxels" in result.output
     assert read_volume(tmp_path / "all.nii.gz").array.ravel().tolist() == [2, 0, 1, 0]  # femur 1, tibia 2 by name
-    assert json.loads((tmp_path / "all.json").read_text())["labels"] == {"background": 0, "femur": 1, "tibia": 2}
+    assert json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))["labels"] == {
+        "background": 0,
+        "femur": 1,
+        "tibia": 2,
+    }
     (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "tibia": 1, "femur": 2}}')
     named = merge_masks(tmp_path / "masks", tmp_path / "named.nii.gz", names=tmp_path / "dataset.json")
     assert named.volumes_ml == pytest.approx({"femur": 1.0, "tibia": 1.0}) and named.overlaps == {("femur", "tibia"): 1}

@@ -50,7 +50,7 @@ def test_several_surfaces_become_labels_on_the_scans_grid(scan, bones, tmp_path)
     middle = GRID.index([(25, 43, 48), (29, 43, 48), (35, 43, 48)]).round().astype(int)
     assert labels.array[tuple(middle.T)].tolist() == [1, 0, 2]
     assert "40 voxels lie in two or more surfaces and are background" in result.output  # 2 * 4 * 5
-    about = json.loads((tmp_path / "out" / "labels.json").read_text())
+    about = json.loads((tmp_path / "out" / "labels.json").read_text(encoding="utf-8"))
     assert about["labels"] == {"background": 0, "femur_left": 1, "tibia": 2}
     assert read_label_table(tmp_path / "out" / "labels.json").structures == ("femur_left", "tibia")
     for row in about["structures"]:
@@ -149,7 +149,7 @@ def test_labels_become_surfaces_with_a_measured_table(format_, space, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
         [f"femur.{format_}", f"label_9.{format_}", "surfaces.csv", "surfaces.json"]
     )
-    rows = list(csv.DictReader((tmp_path / "out" / "surfaces.csv").read_text().splitlines()))
+    rows = list(csv.DictReader((tmp_path / "out" / "surfaces.csv").read_text(encoding="utf-8").splitlines()))
     for row, key, radius in zip(rows, (3, 9), (14, 4), strict=True):
         assert (row["subject"], row["id"]) == ("leg", str(key))
         assert int(row["voxels"]) == (array == key).sum()
@@ -219,7 +219,9 @@ def test_real_surfaces_give_the_real_labels(data_dir, tmp_path):
     files = [data_dir / "surfaces" / f"VHF_Left_{name}_smooth.stl" for name in ("Bone_Patella", "Muscle_Popliteus")]
     made = voxelise(files, folder / "VHF_Left_labels_1mm.nii.gz", tmp_path / "out.nii.gz", names=table)
     truth = read_volume(folder / "VHF_Left_labels_1mm.nii.gz").array
-    mesh_ml = json.loads((folder / "VHF_Left_labels_1mm.json").read_text())["volume_cm3_mesh_overlap_final"]
+    mesh_ml = json.loads((folder / "VHF_Left_labels_1mm.json").read_text(encoding="utf-8"))[
+        "volume_cm3_mesh_overlap_final"
+    ]
     for row, key, name in zip(made.rows, (39, 22), ("patella", "popliteus"), strict=True):
         found = made.labels.array == key
         assert 2 * (found & (truth == key)).sum() / (found.sum() + (truth == key).sum()) > 0.9999

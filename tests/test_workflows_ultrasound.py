@@ -62,7 +62,7 @@ def test_frames_out_labels_back_volume_in_ml(sweep, tmp_path):
     found = read_volume(tmp_path / "out.nii.gz")
     volume = np.count_nonzero(found.array == 1) * found.geometry.voxel_volume_ml
     assert f"soleus     {volume:.2f}" in result.output
-    assert json.loads((tmp_path / "out.json").read_text())["labels"] == NAMES["labels"] | {"ignore": 2}
+    assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["labels"] == NAMES["labels"] | {"ignore": 2}
     # 4/3 pi 8^3 = 2.145 ml; 3 %: voxels of 1 mm on a sphere of 8 mm
     assert volume == pytest.approx(4 / 3 * np.pi * RADIUS**3 / 1000, rel=0.03)
     # the sphere is at (10, 12, 14) of the tracker, LPS
@@ -116,7 +116,7 @@ def test_recordings_are_merged(recordings, tmp_path):
     result = ran("merge-recordings", "-i", folder / "a_image.nii.gz", "-i", folder / "b_image.nii.gz", "--labels",
                  folder / "a_labels.nii.gz", "--labels", folder / "b_labels.nii.gz", "-o", out)  # fmt: skip
     assert result.exit_code == 0, result.output
-    about = json.loads((out / "merge.json").read_text())
+    about = json.loads((out / "merge.json").read_text(encoding="utf-8"))
     transform = np.array(about["matches"][str(folder / "b_image.nii.gz")]["transform"])
     middle = np.append(phantom.image.geometry.world(np.array(phantom.image.geometry.shape) / 2), 1)
     # half of the 2.4 mm voxel
@@ -211,7 +211,7 @@ def test_what_was_not_seen_stays_unknown_when_recordings_are_merged(recordings, 
     made = merge_recordings(images, tmp_path / "m", labels=labels)
     assert set(made.volumes_ml) == set(names.values())
     assert (read_volume(tmp_path / "m/merged_labels.nii.gz").array[:, :, half.shape[2] // 2 :] == 9).all()
-    assert json.loads((tmp_path / "m/merged_labels.json").read_text())["labels"]["ignore"] == 9
+    assert json.loads((tmp_path / "m/merged_labels.json").read_text(encoding="utf-8"))["labels"]["ignore"] == 9
     (tmp_path / "b.json").write_text('{"labels": {"background": 0, "femur": 1}}')
     with pytest.raises(DataError, match="other names stand beside it"):
         merge_recordings(images, tmp_path / "m", labels=labels)
