@@ -2,8 +2,8 @@
 
     python benchmarks/inference.py --torch-python VENV/bin/python --work FOLDER --slices 400 --rounds 3
 
-`VENV` is another environment with PyTorch for the CPU, `segmentation-models-pytorch`, and for the last rows `nnunetv2`.
-The report is Markdown on standard output; everything measured is in `FOLDER/measured.json`.
+`VENV` is another environment with PyTorch for the CPU, `segmentation-models-pytorch` and `nnunetv2`. The report is
+Markdown on standard output; everything measured is in `FOLDER/measured.json`.
 
 What is compared. One NIfTI file in, one label file on its grid out; imports, loading, conversion and compilation are
 done before, on a scan of a few slices, and reported apart as start-up.
@@ -11,13 +11,17 @@ done before, on a scan of a few slices, and reported apart as start-up.
 * A ResNet34 U-Net of five classes on slices of 256 x 256, without mirroring: tfmuscle with each engine, and
   `segmentation_models_pytorch.Unet("resnet34")` with the shortest honest code around it (nibabel, min-max, bilinear
   resizing on the way in, bilinear probabilities and arg-max on the way out). Both have random weights and 24.4 M
-  parameters; the PyTorch encoder activates after its sums, ours before.
-* nnU-Net's own predictor and tfmuscle with the same 2D network and the same weights (`nnunet_weights.py`), windows of
-  256 x 256, Gaussian blending of logits, no mirroring; there the labels are compared too.
+  parameters; the PyTorch encoder activates after its sums, ours before. The scan has 512 x 512 pixels a slice.
+* A 3D network as nnU-Net plans it, the same random weights on both sides (`nnunet_weights.py`): nnU-Net's own predictor
+  and tfmuscle with each engine, windows of 32 x 128 x 128 half overlapping, Gaussian blending of logits, no mirroring.
+  The scan is the middle 256 x 256 pixels of the first slices.
+
+Labels: each engine against Keras on the short scan, with the margin (highest minus second probability) of Keras where
+they differ, and nnU-Net against tfmuscle on the whole 3D scan.
 
 How. Every measurement is a process of its own that may use all cores; sides alternate A B C C B A, so that a busy
 machine is busy for all. Peak memory is the kernel's figure for the process, start-up included. The scan is synthetic
-(`scans.py`), of 512 x 512 pixels a slice.
+(`scans.py`).
 
 Two Python environments run this one file, so whatever only one of them has is imported by the function that needs it.
 """
@@ -38,11 +42,16 @@ import numpy as np
 
 CLASSES, SIZE, BATCH = 5, 256, 8
 WARM_UP_SLICES = 8
-OURS = ("keras", "xla", "onnx", "openvino")
-SMP = "segmentation-models-pytorch"
-NNUNET_OURS, NNUNET = "nnU-Net's network in tfmuscle", "nnU-Net"
-WIDTHS = (32, 64, 128, 256, 512, 512)
-"""Filters of the network shared with nnU-Net: its rule for 2D, six levels."""
+PATCH, SLICES_3D = (32, 128, 128), 64
+RESNET, PLANNED = "resnet34_unet", "nnunet_3d"
+ENGINES = {RESNET: ("keras", "xla", "onnx", "openvino"), PLANNED: ("keras", "onnx", "openvino")}
+"""XLA is left out in 3D, where it takes minutes a window."""
+SMP, NNUNET = "segmentation-models-pytorch", "nnU-Net"
+RIVAL = {RESNET: SMP, PLANNED: NNUNET}
+WIDTHS = (32, 64, 128, 256, 320)
+STRIDES = [[1, 1, 1], [1, 2, 2], [1, 2, 2], [2, 2, 2], [2, 2, 2]]
+KERNELS = [[1, 3, 3], [1, 3, 3], [3, 3, 3], [3, 3, 3], [3, 3, 3]]
+"""Of the network shared with nnU-Net: its rules for thick slices, five levels."""
 ENCODER_OF_NNUNET = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
 
 
@@ -53,30 +62,28 @@ def main() -> None:
         measure(options.side, work)
         return
     work.mkdir(parents=True, exist_ok=True)
-    sides = [name for name in options.sides.split(",") if name] or list(OURS)
-    sides += [SMP] if options.torch_python else []
     prepare(work, options.slices)
-    if options.torch_python and not options.without_nnunet:
-        _run(options.torch_python, "weights", work)
-        sides += [NNUNET_OURS, NNUNET]
+    _run(options.torch_python, "weights", work)
+    _run(sys.executable, "copy", work)
+    wanted = [name for name in options.networks.split(",") if name]
+    sides = [side for name in wanted for side in [*(f"{name} {engine}" for engine in ENGINES[name]), RIVAL[name]]]
     measured: dict[str, list[dict]] = {side: [] for side in sides}
     for number in range(options.rounds):
         for side in sides if number % 2 == 0 else reversed(sides):
-            python = options.torch_python if side in (SMP, NNUNET) else sys.executable
-            measured[side].append(_run(python, side, work))
+            measured[side].append(_run(options.torch_python if side in (SMP, NNUNET) else sys.executable, side, work))
             print(f"{side}: {measured[side][-1]}", file=sys.stderr, flush=True)
     (work / "measured.json").write_text(json.dumps(measured, indent=1))
-    print(report(measured, options.slices, agreement(work)))
+    agreements = [_run(sys.executable, f"agreement {name}", work)["text"] for name in wanted]
+    print(report(measured, options.slices, [*agreements, *([against_nnunet(work)] if PLANNED in wanted else [])]))
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--torch-python", help="python of an environment with PyTorch; without it only tfmuscle runs")
+    parser.add_argument("--torch-python", required=True, help="python of an environment with PyTorch and the rivals")
     parser.add_argument("--work", required=True, help="folder for everything")
     parser.add_argument("--slices", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--sides", default="", help="engines to measure, with commas between; all by default")
-    parser.add_argument("--without-nnunet", action="store_true")
+    parser.add_argument("--networks", default=f"{RESNET},{PLANNED}", help="which of the two, with a comma between")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -93,16 +100,20 @@ def _run(python: str, side: str, work: Path) -> dict:
 
 def measure(side: str, work: Path) -> None:
     """Warms up on a few slices, segments the scan once and prints what it took."""
-    if side == "weights":
-        make_weights(work)
+    if side in ("weights", "copy"):
+        make_weights(work) if side == "weights" else keep_weights(work)
         print("{}")
+        return
+    if side.startswith("agreement"):
+        print(json.dumps({"text": agreement(side.split()[1], work)}))
         return
     starts: dict[str, Callable[[Path], Callable[[Path, Path], None]]] = {SMP: smp_side, NNUNET: nnunet_side}
     began = time.perf_counter()
     segment = starts[side](work) if side in starts else tfmuscle_side(side, work)
-    segment(work / "few.nii.gz", work / "few_labels.nii.gz")
+    flat = side == SMP or side.startswith(RESNET)
+    segment(work / ("few.nii.gz" if flat else "few_3d.nii.gz"), work / "few_labels.nii.gz")
     start_up, began = time.perf_counter() - began, time.perf_counter()
-    segment(work / "scan.nii.gz", work / f"labels_{side.split()[0]}.nii.gz")
+    segment(work / ("scan.nii.gz" if flat else "scan_3d.nii.gz"), work / f"labels_{side.replace(' ', '_')}.nii.gz")
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(json.dumps({"seconds": seconds, "start_up": start_up, "peak_gib": peak, "load": os.getloadavg()[0]}))
@@ -111,7 +122,7 @@ def measure(side: str, work: Path) -> None:
 def prepare(work: Path, slices: int) -> None:
     """Makes the scan, a short one, and the run of tfmuscle; existing ones stay."""
     import nibabel as nib
-    from scans import make_scans
+    from scans import SPACING, make_scans
 
     from tfmuscle import models
     from tfmuscle.config import DataSpec, Supervised, TrainConfig
@@ -121,39 +132,66 @@ def prepare(work: Path, slices: int) -> None:
     scan = nib.load(next((work / "scans" / "imagesTr").iterdir()))
     nib.save(scan, work / "scan.nii.gz")
     nib.save(scan.slicer[..., :WARM_UP_SLICES], work / "few.nii.gz")
+    nib.save(scan.slicer[128:384, 128:384, :SLICES_3D], work / "scan_3d.nii.gz")
+    nib.save(scan.slicer[192:320, 192:320, : PATCH[0]], work / "few_3d.nii.gz")
     label_map = LabelMap({number: f"bone_{number}" for number in range(1, CLASSES)})
-    common = {"kind": "slices", "size": (SIZE, SIZE)}
-    specs = {
-        "resnet34_unet": DataSpec(label_map, resize=True, normalisation="minmax", **common),
-        "unet": DataSpec(label_map, normalisation="zscore_all", resampling="nnunet", blend="logits", **common),
-    }
-    options = {"strides": [[1, 1]] + [[2, 2]] * 5, "kernels": [[3, 3]] * 6, "filters": 32, "max_filters": 512}
-    for name, spec in specs.items():
-        run, chosen = work / name, {} if name != "unet" else options | {"deep_supervision": True}
+    nnunet = {"normalisation": "zscore_all", "resampling": "nnunet", "blend": "logits"}
+    flat = DataSpec(label_map, kind="slices", size=(SIZE, SIZE), resize=True, normalisation="minmax")
+    deep = DataSpec(label_map, kind="volumes", size=PATCH[1:], depth=PATCH[0], spacing=SPACING, **nnunet)
+    planned = {"strides": STRIDES, "kernels": KERNELS, "filters": 32, "max_filters": 320, "deep_supervision": True}
+    for name, network, spec, chosen in ((RESNET, RESNET, flat, {}), (PLANNED, "unet", deep, planned)):
+        run = work / name
         if not (run / "best.keras").exists():
             run.mkdir(exist_ok=True)
             spec.save(run / "spec.json")
-            TrainConfig(model=name, recipe=Supervised(augmentation="none")).save(run / "train.json")
-            models.build(name, spec.input_shape, CLASSES, **chosen).save(run / "best.keras")
+            TrainConfig(model=network, recipe=Supervised(augmentation="none")).save(run / "train.json")
+            models.build(network, spec.input_shape, CLASSES, **chosen).save(run / "best.keras")
             (run / "about.json").write_text("{}")
+
+
+def keep_weights(work: Path) -> None:
+    """Puts nnU-Net's weights into our run."""
+    from nnunet_weights import copy_weights
+
+    from tfmuscle.inference import load_run
+
+    model = load_run(work / PLANNED).model
+    copy_weights(np.load(work / "weights.npz"), model)
+    model.save(work / PLANNED / "best.keras")
 
 
 def tfmuscle_side(side: str, work: Path) -> Callable[[Path, Path], None]:
     from tfmuscle.inference import load_run, predict_volume, with_engine
     from tfmuscle.io import read_volume, write_volume
 
-    if side == NNUNET_OURS:
-        from nnunet_weights import copy_weights
-
-        run = load_run(work / "unet")
-        copy_weights(np.load(work / "weights.npz"), run.model)
-    else:
-        run = with_engine(load_run(work / "resnet34_unet"), side)
+    name, engine = side.split()
+    run = with_engine(load_run(work / name), engine)
 
     def segment(scan: Path, out: Path) -> None:
         write_volume(out, predict_volume(run, read_volume(scan), mirror=False))
 
     return segment
+
+
+def agreement(name: str, work: Path) -> str:
+    """Says how the labels of each engine differ from those of Keras on the short scan."""
+    from tfmuscle.inference import load_run, predict_probabilities, with_engine
+    from tfmuscle.io import read_volume
+
+    scan = read_volume(work / ("few.nii.gz" if name == RESNET else "few_3d.nii.gz"))
+    run = load_run(work / name)
+    expected = predict_probabilities(run, scan, mirror=False).array
+    ranked = np.sort(expected, axis=-1)
+    margin, lines = ranked[..., -1] - ranked[..., -2], []
+    for engine in ENGINES[name][1:]:
+        found = predict_probabilities(with_engine(run, engine), scan, mirror=False).array
+        differs = found.argmax(-1) != expected.argmax(-1)
+        widest = float(margin[differs].max()) if differs.any() else 0.0
+        lines.append(
+            f"* {name} by {engine}: {100 * (1 - differs.mean()):.4f} % of {differs.size:,} labels as Keras', widest"
+            f" margin where not {widest:.1e}; largest difference of a probability {np.abs(found - expected).max():.1e}"
+        )
+    return "\n".join(lines)
 
 
 def smp_side(work: Path) -> Callable[[Path, Path], None]:
@@ -202,13 +240,13 @@ def _architecture(torch=None) -> dict:
     return {
         "n_stages": levels,
         "features_per_stage": list(WIDTHS),
-        "conv_op": torch.nn.Conv2d if torch else "torch.nn.modules.conv.Conv2d",
-        "kernel_sizes": [[3, 3]] * levels,
-        "strides": [[1, 1]] + [[2, 2]] * (levels - 1),
+        "conv_op": torch.nn.Conv3d if torch else "torch.nn.modules.conv.Conv3d",
+        "kernel_sizes": KERNELS,
+        "strides": STRIDES,
         "n_conv_per_stage": [2] * levels,
         "n_conv_per_stage_decoder": [2] * (levels - 1),
         "conv_bias": True,
-        "norm_op": torch.nn.InstanceNorm2d if torch else "torch.nn.modules.instancenorm.InstanceNorm2d",
+        "norm_op": torch.nn.InstanceNorm3d if torch else "torch.nn.modules.instancenorm.InstanceNorm3d",
         "norm_op_kwargs": {"eps": 1e-5, "affine": True},
         "dropout_op": None,
         "dropout_op_kwargs": None,
@@ -234,17 +272,16 @@ def nnunet_side(work: Path) -> Callable[[Path, Path], None]:
     network.load_state_dict({name: torch.from_numpy(array) for name, array in np.load(work / "weights.npz").items()})
     network.decoder.deep_supervision = False  # as nnU-Net's trainer does for prediction
     reader = NibabelIO()
-    spacing = reader.read_images([str(work / "scan.nii.gz")])[1]["spacing"]
+    spacing = reader.read_images([str(work / "scan_3d.nii.gz")])[1]["spacing"]
     manager = PlansManager(_plan([float(value) for value in spacing]))
+    planned = manager.get_configuration("3d_fullres")
     names = {"background": 0} | {f"bone_{number}": number for number in range(1, CLASSES)}
     dataset = {"channel_names": {"0": "T1"}, "labels": names, "file_ending": ".nii.gz", "numTraining": 1}
     predictor = nnUNetPredictor(
         tile_step_size=0.5, use_gaussian=True, use_mirroring=False, perform_everything_on_device=False,
         device=torch.device("cpu"), verbose=False, allow_tqdm=False,
     )  # fmt: skip
-    predictor.manual_initialization(
-        network, manager, manager.get_configuration("2d"), [network.state_dict()], dataset, "nnUNetTrainer", None
-    )
+    predictor.manual_initialization(network, manager, planned, [network.state_dict()], dataset, "nnUNetTrainer", None)
 
     def segment(scan: Path, out: Path) -> None:
         image, properties = reader.read_images([str(scan)])
@@ -255,7 +292,7 @@ def nnunet_side(work: Path) -> Callable[[Path, Path], None]:
 
 
 def _plan(spacing: list[float]) -> dict:
-    """Returns a plan of nnU-Net for one 2D network at the scan's own spacing."""
+    """Returns a plan of nnU-Net for one 3D network at the scan's own spacing."""
     kinds = ("data", "seg", "probabilities")
     resampling = {f"resampling_fn_{kind}": "resample_data_or_seg_to_shape" for kind in kinds}
     orders = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
@@ -270,50 +307,49 @@ def _plan(spacing: list[float]) -> dict:
         "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
     }
     configuration = resampling | keywords | {
-        "data_identifier": "plans_2d", "preprocessor_name": "DefaultPreprocessor", "batch_size": BATCH,
-        "patch_size": [SIZE, SIZE], "median_image_size_in_voxels": [512.0, 512.0], "spacing": spacing[1:],
-        "normalization_schemes": ["ZScoreNormalization"], "use_mask_for_norm": [False], "batch_dice": True,
+        "data_identifier": "plans_3d", "preprocessor_name": "DefaultPreprocessor", "batch_size": 2,
+        "patch_size": list(PATCH), "median_image_size_in_voxels": [SLICES_3D, 256.0, 256.0], "spacing": spacing,
+        "normalization_schemes": ["ZScoreNormalization"], "use_mask_for_norm": [False], "batch_dice": False,
         "architecture": architecture,
     }  # fmt: skip
     return {
-        "dataset_name": "Dataset001_Benchmark", "plans_name": "plans", "configurations": {"2d": configuration},
-        "original_median_spacing_after_transp": spacing, "original_median_shape_after_transp": [64, 512, 512],
+        "dataset_name": "Dataset001_Benchmark", "plans_name": "plans", "configurations": {"3d_fullres": configuration},
+        "original_median_spacing_after_transp": spacing, "original_median_shape_after_transp": [SLICES_3D, 256, 256],
         "image_reader_writer": "NibabelIO", "transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2],
         "experiment_planner_used": "none", "label_manager": "LabelManager",
         "foreground_intensity_properties_per_channel": {"0": {}},
     }  # fmt: skip
 
 
-def agreement(work: Path) -> str:
+def against_nnunet(work: Path) -> str:
     """Says how many voxels nnU-Net and tfmuscle label alike with the same weights."""
     import nibabel as nib
 
-    files = [work / f"labels_{side.split()[0]}.nii.gz" for side in (NNUNET, NNUNET_OURS)]
-    if not all(file.exists() for file in files):
-        return ""
+    files = [work / f"labels_{side.replace(' ', '_')}.nii.gz" for side in (NNUNET, f"{PLANNED} keras")]
     one, other = (np.asanyarray(nib.load(file).dataobj) for file in files)
-    return f"With the same weights nnU-Net and tfmuscle label {100 * (one == other).mean():.4f} % of the voxels alike."
+    return f"* {PLANNED} against nnU-Net with the same weights: {100 * (one == other).mean():.4f} % of the labels alike"
 
 
-def report(measured: dict[str, list[dict]], slices: int, note: str) -> str:
+def report(measured: dict[str, list[dict]], slices: int, notes: list[str]) -> str:
     """Returns the table; ratios are to the PyTorch side of the same network, above 1 where tfmuscle is faster."""
     lines = [
-        f"One scan of 512 x 512 x {slices}; {platform.machine()}, {os.cpu_count()} cores, Python"
-        f" {platform.python_version()}; medians of {len(next(iter(measured.values())))} rounds.",
+        f"{RESNET}: one scan of 512 x 512 x {slices}; {PLANNED}: of 256 x 256 x {SLICES_3D}. {platform.machine()},"
+        f" {os.cpu_count()} cores, Python {platform.python_version()}; medians of"
+        f" {len(next(iter(measured.values())))} rounds.",
         "",
         "| program | seconds a scan | from - to | peak GiB | start-up s | times as fast |",
         "|---|---|---|---|---|---|",
     ]
     medians = {side: statistics.median(row["seconds"] for row in rows) for side, rows in measured.items()}
     for side, rows in measured.items():
-        rival = NNUNET if side in (NNUNET, NNUNET_OURS) else SMP
+        rival = RIVAL.get(side.split()[0], side)
         seconds = sorted(row["seconds"] for row in rows)
         peak, start = (statistics.median(row[key] for row in rows) for key in ("peak_gib", "start_up"))
         ratio = f"{medians[rival] / medians[side]:.2f}" if rival in medians else ""
-        name = f"tfmuscle, {side}" if side in OURS else side
+        name = side if side == rival else f"tfmuscle, {side.replace(' ', ', ')}"
         spread = f"{seconds[0]:.1f} - {seconds[-1]:.1f}"
         lines.append(f"| {name} | {medians[side]:.1f} | {spread} | {peak:.2f} | {start:.0f} | {ratio} |")
-    return "\n".join([*lines, "", note]).rstrip()
+    return "\n".join([*lines, "", *notes])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The command line on good and bad input: one line naming file, problem and remedy, exit 1, nothing half-written."""
 
 import json
+import os
 import resource
 import shutil
 import signal
@@ -373,3 +374,12 @@ def test_lists_of_models_and_losses_as_json():
     assert {"unet", "resnet50_unet", "vgg19_unet", "mobilenetv2_unet"} <= set(models)
     losses = {row["name"] for row in json.loads(run("losses", "--json").stdout)}
     assert {"dice", "dice_cross_entropy", "dice_focal", "composite"} <= losses
+
+
+def test_convolutions_are_onednn_unless_the_user_says_otherwise():
+    for given, found in ((None, "1"), ("0", "0")):
+        environment = {key: value for key, value in os.environ.items() if key != "TF_ENABLE_ONEDNN_OPTS"}
+        environment |= {} if given is None else {"TF_ENABLE_ONEDNN_OPTS": given}
+        words = [sys.executable, "-c", "import os, tfmuscle; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == found

@@ -59,6 +59,8 @@ class Stub:
 
     def __init__(self, dataset):
         self.dataset, self.trained, self.fail, self.made, self.checks = dataset, [], {}, 0, False
+        self.choosing = []
+        """Of each training the fold left out and the one that chooses the epoch."""
         self.priors = set()
         self.shift = {}
         """preset -> voxels by which its predictions are off."""
@@ -88,15 +90,18 @@ class Stub:
         return sorted((self.dataset / "labelsTr").iterdir())
 
     def train(self, records, run, config):
-        self.trained.append((config.preset, dict(config.model_options), config.learning_rate, config.fold))
-        if error := self.fail.get((config.preset, config.fold)):
+        left_out = config.fold if config.left_out < 0 else config.left_out
+        self.choosing.append((left_out, config.fold))
+        self.trained.append((config.preset, dict(config.model_options), config.learning_rate, left_out))
+        if error := self.fail.get((config.preset, left_out)):
             raise error
         write_json(run / "train.json", config.to_dict())
 
     def predict(self, folder, dataset, prior):
         config = read_json(folder / "run" / "train.json")
         split = read_json(dataset.parent / "split.json")
-        ours = sorted(key for key, fold in split.items() if fold == config["fold"])
+        left_out = config["fold"] if config["left_out"] < 0 else config["left_out"]
+        ours = sorted(key for key, fold in split.items() if fold == left_out)
         shift, rows = self.shift.get(config["preset"], 0), []
         for key in ours:
             image = nib.load(dataset / "labelsTr" / f"{key}.nii.gz")
@@ -211,6 +216,14 @@ class TestCrossValidation:
         write_json(tmp_path / "split.json", assign_folds(read_json(tmp_path / "split.json"), folds=6))
         result = compare(dataset, tmp_path / "cv", "slices", folds="loocv")
         assert len(stub.trained) == 6 and result.context["split"] == "leave one person out, seed 0"
+        assert stub.choosing == [(fold, (fold + 1) % 6) for fold in range(6)]  # the measured person chooses nothing
+        assert result.context["kept epoch"].startswith("chosen by the fold after the one left out")
+
+    def test_of_few_folds_the_one_left_out_chooses_and_the_page_says_so(self, dataset, tmp_path, stub):
+        write_json(tmp_path / "split.json", assign_folds(read_json(tmp_path / "split.json"), folds=3))
+        result = compare(dataset, tmp_path / "cv", "slices", folds=3)
+        assert stub.choosing == [(0, 0), (1, 1), (2, 2)] and "optimistic" in result.context["kept epoch"]
+        assert "somewhat optimistic" in (tmp_path / "cv" / "comparison.html").read_text(encoding="utf-8")
 
     def test_subjects_held_out_are_never_touched(self, dataset, tmp_path, stub):
         write_json(tmp_path / "split.json", assign_folds(read_json(tmp_path / "split.json"), folds=2, test=2))
@@ -379,18 +392,20 @@ def test_real_training_and_prediction_of_one_fold(dataset, tmp_path, monkeypatch
     for module in (comparing, deciding, fold_jobs, summarising):
         monkeypatch.setattr(module, "run_apart", here)
     settings = SAMPLES | {"epochs": 1, "steps": 1, "model_options.filters": 4, "model_options.levels": 2}
-    options = {"preset": "slices", "vary": {"loss": ["dice"]}, "folds": 2, "fold": 0, "scale": "laptop"}
+    options = {"preset": "slices", "vary": {"loss": ["dice"]}, "folds": 4, "fold": 3, "scale": "laptop"}
     started = time.monotonic()
     result = study(dataset, tmp_path / "cv", **options, settings=settings)
-    fold = tmp_path / "cv" / "loss=dice" / "fold_0"
+    fold = tmp_path / "cv" / "loss=dice" / "fold_3"
     assert not result.failures
     measured, split = read_json(fold / "result.json"), read_json(fold / "run" / "split.json")
-    assert measured["predicted"] == sorted(split["validation"]) and set(split["validation"]).isdisjoint(split["train"])
+    parts = [set(split[part]) for part in ("train", "validation", "left_out")]
+    assert set(measured["predicted"]) == parts[2] and all(parts)
+    assert len(set.union(*parts)) == sum(map(len, parts)) == 7  # no leg stands in two parts
     assert 0 < measured["training_seconds"] <= time.monotonic() - started
     assert measured["parameters"] >= measured["trainable_parameters"] > 100
     assert measured["epochs"] == 1 and measured["peak_memory_mb"] > 50
     assert all(0 < seconds < 600 for seconds in measured["seconds_per_scan"].values())
-    assert result.table[0]["n"] == len(split["validation"]) and Path(fold / "report" / "report.html").exists()
+    assert result.table[0]["n"] == len(split["left_out"]) and Path(fold / "report" / "report.html").exists()
     before = (fold / "result.json").stat().st_mtime_ns
     study(dataset, tmp_path / "cv", **options, settings=settings)
     assert (fold / "result.json").stat().st_mtime_ns == before

@@ -71,6 +71,8 @@ def test_a_wrong_spec_names_its_field(changes, message):
         ({"schedule": "cosin"}, "schedule is 'cosin'; choose one of constant, linear, cosine"),
         ({"epochs": 0}, "epochs is 0; a positive number"),
         ({"fold": -1}, "finite and not negative"),
+        ({"left_out": -2}, "or -1 for none"),
+        ({"fold": 2, "left_out": 2}, "a fold other than 2"),
         ({"learning_rate": float("inf")}, "learning_rate is inf; a finite number"),
         ({"seed": -1}, "seed is -1; a number from 0"),
         ({"weight_decay": 0.1}, "which adam does not know"),

@@ -275,6 +275,7 @@ class TrainConfig(_Settings):
     schedule: str = option("cosine", "how the learning rate falls", choices=SCHEDULES)
     precision: str = option("float32", "arithmetic; mixed_float16 in 3D needs a GPU", choices=PRECISIONS)
     fold: int = option(0, "fold used for validation")
+    left_out: int = option(-1, "fold kept out of training and validation, to test on; -1 for none")
     seed: int = option(0, "seed of weights, shuffling and augmentation")
     preset: str | None = option(None, "recipe these settings come from")
     scale: str = option("full", "full recipe, or one cut down for a laptop", choices=SCALES)
@@ -285,6 +286,8 @@ class TrainConfig(_Settings):
         self._check_positive("epochs", "batch_size", "learning_rate")
         if self.steps < 0 or self.fold < 0 or not 0 <= self.weight_decay < math.inf:
             raise ValueError("steps, fold and weight_decay must be finite and not negative")
+        if self.left_out < -1 or self.left_out == self.fold:
+            raise ValueError(f"left_out is {self.left_out}; a fold other than {self.fold} is needed, or -1 for none")
         if not self.learning_rate < math.inf:
             raise ValueError(f"learning_rate is {self.learning_rate}; a finite number is needed")
         if not 0 <= self.seed < 2**32:

@@ -11,6 +11,8 @@ from tfmuscle.errors import DataError
 
 TEST = -1
 """Fold number of subjects held out of every fold."""
+PARTS = ("train", "validation", "left_out", "test")
+"""What subjects are for one training: `left_out` is the fold that only this training never sees."""
 
 
 def assign_folds(subject_ids: Iterable[str], *, folds: int, test: float = 0.0, seed: int = 0) -> dict[str, int]:

@@ -31,6 +31,7 @@ def demo_command(out: Path) -> None:
 @setting(TrainConfig, "model")
 @setting(Supervised, "loss")
 @setting(TrainConfig, "fold")
+@setting(TrainConfig, "left_out")
 @setting(TrainConfig, "epochs")
 @setting(TrainConfig, "steps")
 @setting(TrainConfig, "batch_size")

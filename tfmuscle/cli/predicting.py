@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from tfmuscle.cli.base import FOLDER, Bar, command, finish
+from tfmuscle.folds import PARTS
 from tfmuscle.quiet import quiet_start
 
 
@@ -23,9 +24,7 @@ from tfmuscle.quiet import quiet_start
     "-i", "--input", "source", type=FOLDER, required=True, help="scan, DICOM series, folder of them, or dataset"
 )
 @click.option("-o", "--output", "out", type=FOLDER, required=True, help="folder, or a file name for one scan")
-@click.option(
-    "--split", "part", type=click.Choice(["train", "validation", "test"]), help="only these subjects of the dataset"
-)
+@click.option("--split", "part", type=click.Choice(PARTS), help="only these subjects of the dataset")
 @click.option("--mirror/--no-mirror", default=True, show_default=True, help="average over mirrored copies")
 @click.option("--prior", type=FOLDER, help="labels of an earlier network, for a cascade: folder of them, or its run")
 @click.option(

@@ -27,7 +27,6 @@ _CLEANING = (
     " that raised the Dice of these very predictions and lowered no structure's. The tables above are before cleaning."
 )
 _RULES = f"""Every subject was segmented by the network of the one fold that had left it out of the training.
-The left-out fold also chose the epoch that was kept, for every model alike: absolute figures are somewhat optimistic.
 The networks of different folds share most of their training scans, so the test is somewhat optimistic too.
 Mean ± sd between subjects (n - 1); undefined figures (HD95, ASSD without a surface) are left out and counted.
 VError: absolute difference of the volumes. The mean of all structures is taken within each subject first.

@@ -1,7 +1,8 @@
 """Supervised training: records and settings in, a run folder out.
 
 The user names records and an architecture; the data of all folds but one train, that fold validates, and subjects of
-the test set are never read. The run folder holds everything prediction needs and says how it came about:
+the test set, and of a fold that is `left_out`, are never read. The run folder holds everything prediction needs and
+says how it came about:
 
     spec.json  train.json  split.json   what was decided, and which subject had which part
     transfer.json                       whose weights the network started with, if it did (`transfer.py`)
@@ -25,7 +26,7 @@ from tfmuscle import models
 from tfmuscle.config import DataSpec, TrainConfig
 from tfmuscle.errors import DataError
 from tfmuscle.files import TEMPORARY_PREFIX, atomic_path, provenance, read_json, write_json
-from tfmuscle.folds import TEST
+from tfmuscle.folds import PARTS, TEST
 from tfmuscle.inference.runs import MAIN_OUTPUT
 from tfmuscle.losses import get_loss
 from tfmuscle.losses.voxelwise import DATASET_WEIGHTS, inverse_frequencies
@@ -157,14 +158,14 @@ def _check_shards(index: RecordIndex, spec: DataSpec, subjects: list[str]) -> No
 
 
 def _split(index: RecordIndex, spec: DataSpec, config: TrainConfig) -> dict[str, list[str]]:
-    if config.fold >= spec.folds:
-        raise ValueError(
-            f"fold {config.fold} does not exist: the records have {spec.folds} folds, 0 to {spec.folds - 1}"
-        )
-    split: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    if (highest := max(config.fold, config.left_out)) >= spec.folds:
+        raise ValueError(f"fold {highest} does not exist: the records have {spec.folds} folds, 0 to {spec.folds - 1}")
+    part_of = {config.left_out: "left_out", TEST: "test"}  # with none left out its number is that of the test subjects
+    if spec.folds > 1:
+        part_of[config.fold] = "validation"
+    split: dict[str, list[str]] = {part: [] for part in PARTS}
     for subject, fold in index.folds.items():
-        part = "test" if fold == TEST else "validation" if fold == config.fold and spec.folds > 1 else "train"
-        split[part].append(subject)
+        split[part_of.get(fold, "train")].append(subject)
     if not any(index.samples_of(subject) for subject in split["train"]):
         raise DataError(f"{index.folder}: no labelled sample is left for training; add subjects or use fewer folds")
     return split

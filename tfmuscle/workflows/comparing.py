@@ -188,7 +188,7 @@ def _train_all(
             if other:
                 waiting[name] = f"in work: {other}"
                 continue
-            config = dataclasses.replace(item.config, fold=number)
+            config = item.config_of(number, job.folds)
             told = _summed(progress, sum(steps[:place]), steps[place], sum(steps), name)
             place_of = (item.fold(number), item.records, job.dataset.root)
             problem = run_fold(*place_of, config, prior=prior, progress=told)

@@ -26,6 +26,10 @@ from tfmuscle.workflows.planning import preset_plan
 from tfmuscle.workflows.processes import run_apart
 from tfmuscle.workflows.variants import Candidate
 
+CHOOSING_FOLDS = 4
+"""From so many folds on, the fold after the one left out chooses the epoch that is kept, so that nothing of the network
+depends on the subjects it is measured on. With fewer folds too little would be left to train on: the fold left out
+chooses, and the page says so."""
 LEAVE_ONE_OUT = "loocv"
 """As many folds as persons."""
 ABOUT_FILE = "about.json"
@@ -75,6 +79,12 @@ class Planned:
     def fold(self, number: int) -> Path:
         """Returns the folder of a fold."""
         return self.folder / f"fold_{number}"
+
+    def config_of(self, number: int, folds: int) -> TrainConfig:
+        """Returns the training that leaves a fold out; see `CHOOSING_FOLDS`."""
+        if folds < CHOOSING_FOLDS:
+            return dataclasses.replace(self.config, fold=number)
+        return dataclasses.replace(self.config, fold=(number + 1) % folds, left_out=number)
 
     def is_done(self, number: int) -> bool:
         """Whether a fold is finished."""

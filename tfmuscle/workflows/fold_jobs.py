@@ -118,7 +118,8 @@ def predict_and_measure(
     run, predictions = folder / "run", folder / "predictions"
     shutil.rmtree(predictions, ignore_errors=True)
     options = PredictOptions(prior=prior)
-    result = predict(run, dataset, predictions, part="validation", options=options, progress=progress)
+    part = "validation" if TrainConfig.load(run / "train.json").left_out < 0 else "left_out"
+    result = predict(run, dataset, predictions, part=part, options=options, progress=progress)
     memory = peak_memory_mb()
     if not result.written:
         raise DataError("; ".join(result.failures.values()))

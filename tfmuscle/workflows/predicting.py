@@ -85,7 +85,8 @@ def predict(
         run: run folder made by `fit`, a folder of cross-validation, or several of them: an ensemble.
         source: a scan, a folder of scans, a DICOM series, a folder of series, or a dataset.
         out: folder for `<subject>.nii.gz`, or for one scan a file name.
-        part: only the subjects of the dataset that were "train", "validation" or "test" when the runs were trained.
+        part: only the subjects of the dataset that were `folds.PARTS`: "train", "validation", "left_out" or
+            "test" when the runs were trained.
         mirror: average over mirrored copies, exchanging left and right.
         options: prior, cleaning, engine, and whether to go on with what is there.
         progress: called with (steps done, steps in all, subject), `PROGRESS_STEPS` a scan.
@@ -250,9 +251,9 @@ def _sources(source: Path, runs: Sequence[inference.Run], part: str | None) -> t
         return read_dataset(source).subjects if is_dataset else read_scans(source, runs[0].spec.channels)
     if not is_dataset:
         raise DataError(f"{source}: holds no dataset.json, so its {part} subjects are unknown; give the dataset")
-    wanted = read_json(runs[0].path / "split.json")[part]
+    wanted = read_json(runs[0].path / "split.json").get(part, [])
     for run in runs[1:]:
-        if sorted(read_json(run.path / "split.json")[part]) != sorted(wanted):
+        if sorted(read_json(run.path / "split.json").get(part, [])) != sorted(wanted):
             raise DataError(f"{run.path}: has other {part} subjects than {runs[0].path}; give one of the runs")
     found = {subject.subject_id: subject for subject in read_dataset(source).subjects}
     missing = [subject_id for subject_id in wanted if subject_id not in found]
@@ -262,7 +263,8 @@ def _sources(source: Path, runs: Sequence[inference.Run], part: str | None) -> t
         )
     if not wanted:
         raise DataError(
-            f"{runs[0].path / 'split.json'}: the run has no {part} subjects; build records with --test to hold some out"
+            f"{runs[0].path / 'split.json'}: the run has no {part} subjects; build records with --test, or train with"
+            " --left-out, to hold some out"
         )
     return tuple(found[subject_id] for subject_id in wanted)
 

@@ -16,7 +16,7 @@ from tfmuscle.evaluation.results import ALL_STRUCTURES, mean
 from tfmuscle.files import atomic_path, read_json, write_json
 from tfmuscle.folds import TEST
 from tfmuscle.workflows.building import Progress
-from tfmuscle.workflows.deciding import Job, Planned, person_of
+from tfmuscle.workflows.deciding import CHOOSING_FOLDS, Job, Planned, person_of
 from tfmuscle.workflows.fold_jobs import choose_and_measure_cleaning, read_result
 from tfmuscle.workflows.processes import run_apart
 
@@ -133,6 +133,11 @@ def _context(job: Job, facts: Mapping[str, Mapping[str, Sequence[Any]]]) -> dict
         "seed": str(job.seed),
         "hardware": ", ".join(sorted({name for fact in facts.values() for name in fact["hardware"]})),
     }
+    context["kept epoch"] = (
+        "chosen by the fold after the one left out, which is not trained on either"
+        if job.folds >= CHOOSING_FOLDS
+        else "chosen by the fold left out, for every model alike: figures are somewhat optimistic"
+    )
     epochs = {_span(fact["epochs"]) for fact in facts.values()}
     context["epochs"] = epochs.pop() if len(epochs) == 1 else "differ, see each model"
     return context | {"scale": "reduced (laptop)" if job.scale == "laptop" else "full"}

@@ -26,7 +26,7 @@ OPTION_FIELDS = ("model_options", "loss_options")
 """Fields that hold options by name; `model_options.filters` is the option `filters`."""
 FIRST_STAGE, CASCADE = "3d_lowres", "3d_cascade_fullres"
 """Configurations of nnU-Net's plan of which the second looks at the labels of the first."""
-_DECIDED = ("label_map", "name", "channels", "folds", "fold", "test", "preset", "scale", "recipe", "plan")
+_DECIDED = ("label_map", "name", "channels", "folds", "fold", "left_out", "test", "preset", "scale", "recipe", "plan")
 _LONGEST_FOLDER = 80
 
 
