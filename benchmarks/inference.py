@@ -61,6 +61,8 @@ def main() -> None:
     if options.side:
         measure(options.side, work)
         return
+    if not options.torch_python:
+        raise SystemExit("name the rivals' environment with --torch-python")
     work.mkdir(parents=True, exist_ok=True)
     prepare(work, options.slices)
     _run(options.torch_python, "weights", work)
@@ -79,7 +81,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--torch-python", required=True, help="python of an environment with PyTorch and the rivals")
+    parser.add_argument("--torch-python", help="python of an environment with PyTorch and the rivals")
     parser.add_argument("--work", required=True, help="folder for everything")
     parser.add_argument("--slices", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)

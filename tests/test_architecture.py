@@ -12,6 +12,7 @@ import tfmuscle
 PACKAGE = Path(tfmuscle.__file__).parent
 CLI_FAMILIES = (
     "comparing",
+    "contours",
     "data",
     "importing",
     "learning",
@@ -29,7 +30,7 @@ FLOORS = {
     "presets": 3, "io": 3, "phantom": 3, "metrics": 3, "layers": 3, "losses": 3,
     "subjects": 4, "folds": 4, "preprocessing": 4, "surfaces": 4, "compounding": 4,
     "planning": 5, "label_sources": 5, "sampling": 5, "report": 5, "registration": 5,
-    "postprocessing": 5,
+    "postprocessing": 5, "contours": 5, "cascade": 5,
     "records": 6, "augmentation": 6, "models": 6,
     "inference": 7,
     "training": 8,

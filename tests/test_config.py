@@ -129,7 +129,7 @@ def test_every_preset_makes_valid_settings_at_both_scales(name):
 def test_what_a_preset_says_of_a_laptop_beats_the_caps():
     preset = get_preset("hdenseunet")
     reduced = reduced_training(preset.training, preset.laptop["training"])
-    assert (reduced["epochs"], reduced["steps"], reduced["model_options"]["growth_3d"]) == (4, 15, 8)
+    assert (reduced["epochs"], reduced["steps"], reduced["model_options"]["growth_3d"]) == (4, 25, 8)
     assert reduced_data(preset.data, preset.laptop["data"])["size"] == (96, 96)
 
 

@@ -192,6 +192,8 @@ def test_automatic_is_the_fastest_that_is_installed(run_folder, monkeypatch):
     assert with_engine(run, "auto").engine.name == "onnx"
     found.add("openvino")
     assert with_engine(run, "auto").engine.name == "openvino"
+    volumes = dataclasses.replace(run, spec=dataclasses.replace(run.spec, kind="volumes", depth=8))
+    assert with_engine(volumes, "auto") is volumes  # converted 3D networks are slower
     monkeypatch.setattr(engines.tf.config, "list_physical_devices", lambda kind: ["one"])
     assert with_engine(run, "auto") is run  # a graphics processor is better used by Keras
 

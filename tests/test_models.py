@@ -20,6 +20,8 @@ pytestmark = pytest.mark.filterwarnings(
 SMALL = {
     "unet": {"filters": 4, "levels": 3},
     "unet2d": {"filters": 2},
+    "fcn8s": {"filters": 2},
+    "segnet": {"filters": 2},
     "denseunet": {"blocks": (1, 1, 1, 1), "growth": 6},
     "hdenseunet": {"blocks_2d": (1, 1, 1, 1), "growth_2d": 6, "blocks_3d": (1, 1, 1, 1), "growth_3d": 2},
 }
@@ -133,8 +135,9 @@ def test_listing_and_checking_do_not_import_tensorflow():
 
 
 def test_available():
-    dense, backbones = ["denseunet", "hdenseunet"], ["mobilenetv2_unet", "resnet34_unet", "resnet50_unet"]
-    assert models.available() == [*dense, *backbones, "unet", "unet2d", "vgg19_unet"]
+    backbones = ["mobilenetv2_unet", "resnet34_unet", "resnet50_unet"]
+    others = ["segnet", "unet", "unet2d", "vgg19_unet"]
+    assert models.available() == ["denseunet", "fcn8s", "hdenseunet", *backbones, *others]
     with pytest.raises(ValueError, match="no model is called 'resnet34'; did you mean 'resnet34_unet'"):
         models.build("resnet34", (32, 32, 1), 2)
     with pytest.raises(ValueError, match="no model is called 'blocks'; there are denseunet, "):
@@ -173,7 +176,7 @@ def test_describe_without_the_package(monkeypatch):
             "vgg19_unet",
             {"kind": "volumes", "depth": 32},
             {},
-            r"kind 'volumes': vgg19_unet takes slices or stacks; .* choose a 3D model \(hdenseunet, unet\)",
+            r"kind 'volumes': vgg19_unet takes slices or stacks; .* a 3D model \(fcn8s, hdenseunet, segnet, unet\)",
         ),
         (
             "hdenseunet",

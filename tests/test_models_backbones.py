@@ -155,3 +155,14 @@ def test_weight_files_that_do_not_fit(tmp_path):
         pass
     with pytest.raises(DataError, match=rf"empty\.h5: not the ImageNet weights of resnet34 .*; {remedy}"):
         build(tmp_path / "empty.h5")
+
+
+def test_the_momentum_of_the_norms_is_an_option_that_survives_a_save(tmp_path):
+    for given, found in (({}, 0.99), ({"norm_momentum": 0.9}, 0.9)):
+        model = models.build("mobilenetv2_unet", (32, 32, 1), 2, **given)
+        model.save(tmp_path / "model.keras")
+        again = models.load(tmp_path / "model.keras")
+        norms = [layer for layer in again.layers if isinstance(layer, keras.layers.BatchNormalization)]
+        assert norms and {layer.momentum for layer in norms} == {found}
+    with pytest.raises(ValueError, match="norm_momentum is 1; a number from 0 to below 1"):
+        models.build("mobilenetv2_unet", (32, 32, 1), 2, norm_momentum=1)

@@ -42,7 +42,7 @@ class Preset:
 
 
 _CHEENA_DATA = {"kind": "slices", "size": (256, 256), "resize": True, "normalisation": "minmax"}
-_CHEENA_LAPTOP_DATA = {"size": (96, 96)}
+_CHEENA_LAPTOP_DATA = {"size": (64, 64)}
 _NNUNET_TRAINING = {
     "model": "unet", "epochs": 1000, "steps": 250, "optimiser": "sgd", "learning_rate": 0.01, "momentum": 0.99,
     "weight_decay": 3e-5, "schedule": "polynomial",
@@ -55,7 +55,10 @@ _SEED002_TRAINING = {
     "model": "unet", "epochs": 40, "steps": 250, "optimiser": "adam", "learning_rate": 1e-3, "schedule": "linear",
 }  # fmt: skip
 _SEED002_RECIPE = {"loss": "dice_cross_entropy", "augmentation": "nnunet", "foreground": 0.33}
-_NNUNET_LAPTOP = {"training": {"epochs": 10, "steps": 25}}
+# A momentum of 0.99 takes hundreds of steps to get going: after 240 steps of 0.01 all was still background.
+_NNUNET_LAPTOP = {"training": {"epochs": 7, "steps": 50, "learning_rate": 0.1, "momentum": 0.9}}
+_NNUNET_2D_LAPTOP = {"training": {"epochs": 6, "steps": 50, "batch_size": 6, "learning_rate": 0.05, "momentum": 0.9}}
+_SEED002_LAPTOP = {"training": {"epochs": 6, "steps": 50}}
 
 PRESETS: dict[str, Preset] = {
     "demo": Preset(
@@ -129,7 +132,17 @@ PRESETS: dict[str, Preset] = {
             "patience_of": "loss",
             "postprocessing": "cheena",
         },
-        laptop={"data": _CHEENA_LAPTOP_DATA, "training": {"epochs": 8, "batch_size": 8, "learning_rate": 1e-3}},
+        laptop={
+            "data": _CHEENA_LAPTOP_DATA,
+            "training": {
+                "epochs": 6,
+                "steps": 50,
+                "batch_size": 8,
+                "learning_rate": 2e-3,
+                "schedule": "cosine",
+                "model_options": {"norm_momentum": 0.9},
+            },
+        },
     ),
     "cheena_unet2d": Preset(
         about="Baseline of the same paper: plain 2D U-Net of 31 M weights, Dice loss, Adam 1e-3, batch 30.",
@@ -150,7 +163,13 @@ PRESETS: dict[str, Preset] = {
         },
         laptop={
             "data": _CHEENA_LAPTOP_DATA,
-            "training": {"epochs": 8, "batch_size": 8, "model_options": {"filters": 16}},
+            "training": {
+                "epochs": 8,
+                "steps": 60,
+                "batch_size": 8,
+                "learning_rate": 3e-4,  # at 1e-3 all became background in the first epoch, and stayed so
+                "model_options": {"filters": 16},
+            },
         },
     ),
     "nnunet_2d": Preset(
@@ -158,7 +177,7 @@ PRESETS: dict[str, Preset] = {
         training=_NNUNET_TRAINING,
         recipe=_NNUNET_RECIPE,
         plan="2d",
-        laptop=_NNUNET_LAPTOP,
+        laptop=_NNUNET_2D_LAPTOP,
     ),
     "nnunet_3d": Preset(
         about="nnU-Net v2's rules in 3D at full resolution; 1000 epochs of 250 steps, a day or two on a GPU.",
@@ -186,14 +205,14 @@ PRESETS: dict[str, Preset] = {
         training=_SEED002_TRAINING,
         recipe=_SEED002_RECIPE,
         plan="2d",
-        laptop=_NNUNET_LAPTOP,
+        laptop=_SEED002_LAPTOP,
     ),
     "nnunet_3d_seed002": Preset(
         about="nnU-Net in 3D as Cheena describes it: max-pooling, Adam 1e-3 falling 1e-5 an epoch, 40 epochs.",
         training=_SEED002_TRAINING,
         recipe=_SEED002_RECIPE,
         plan="3d_fullres",
-        laptop=_NNUNET_LAPTOP,
+        laptop=_SEED002_LAPTOP,
     ),
     "hdenseunet": Preset(
         about="H-DenseUNet: DenseUNet-161 on three slices, then a 3D branch, then both end to end (Li et al. 2018).",
@@ -223,7 +242,7 @@ PRESETS: dict[str, Preset] = {
             "data": {"size": (96, 96)},
             "training": {
                 "epochs": 4,
-                "steps": 15,
+                "steps": 25,
                 "learning_rate": 1e-2,
                 "model_options": {
                     "blocks_2d": [2, 2, 2, 2],

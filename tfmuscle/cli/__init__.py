@@ -10,6 +10,7 @@ keeps its traceback. Subjects that failed are listed last, and the exit code is 
 
 from tfmuscle.cli import (
     comparing,
+    contours,
     data,
     importing,
     learning,
@@ -24,6 +25,7 @@ from tfmuscle.cli.base import tfmuscle_group
 
 __all__ = [
     "comparing",
+    "contours",
     "data",
     "importing",
     "learning",

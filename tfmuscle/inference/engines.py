@@ -1,7 +1,8 @@
 """Other libraries that run a trained network: faster on a processor, and proven to say what Keras says.
 
-The user chooses the engine; `auto` takes the first of `AUTOMATIC` whose libraries are installed, and Keras where
-TensorFlow sees a graphics processor, which the converted networks would leave idle. `onnx` (ONNX Runtime) and
+The user chooses the engine; `auto` takes the first of `AUTOMATIC` whose libraries are installed, and Keras for volumes,
+where the converted networks are up to five times slower (benchmarks/inference.md), and where TensorFlow sees a
+graphics processor, which they would leave idle. `onnx` (ONNX Runtime) and
 `openvino` read one ONNX file, made from the float32 network by tf2onnx; `xla` lets TensorFlow compile the network as a
 whole (seconds to minutes for each run, and slow for 3D networks on a processor); `keras` is the network as it is.
 
@@ -124,7 +125,7 @@ def with_engine(run: _Run, engine: str) -> _Run:
             f"engine {engine} needs {', '.join(missing)}; install them with pip install 'tfmuscle[engines]', or use"
             " --engine keras"
         )
-    chosen = _automatic() if engine == "auto" else engine
+    chosen = _automatic(run) if engine == "auto" else engine
     if chosen == "keras":
         return run
     try:
@@ -142,8 +143,8 @@ def _missing(engine: str) -> list[str]:
     return [name for name in LIBRARIES[engine] if importlib.util.find_spec(name) is None]
 
 
-def _automatic() -> str:
-    if tf.config.list_physical_devices("GPU"):
+def _automatic(run: "Run") -> str:
+    if run.spec.is_volumetric or tf.config.list_physical_devices("GPU"):
         return "keras"
     return next((engine for engine in AUTOMATIC if not _missing(engine)), "keras")
 

@@ -132,7 +132,7 @@ def check_spec(name: str, spec: DataSpec, **options: Any) -> None:
         )
     if spec.num_classes < 2:
         raise ValueError(f"label_map {spec.label_map.to_dict()}: names no structure; name at least one in the dataset")
-    multiple, thick = facts["multiple_of"], facts.get("depth_multiple_of", 1)
+    multiple, thick = facts["multiple_of"], facts.get("depth_multiple_of", 1) if axes == 3 else 1
     if multiple and any(edge % multiple for edge in spec.size):
         near = " ".join(str(nearest_multiple(edge, multiple)) for edge in spec.size)
         raise ValueError(f"size {spec.size}: {name} needs multiples of {multiple}; use --size {near}")

@@ -30,6 +30,8 @@ with contextlib.redirect_stdout(io.StringIO()):
 
 MULTIPLE_OF = 32
 """Five halvings."""
+NORM_MOMENTUM = 0.99
+"""Share of the moving averages that a step keeps, the published value: they forget their start after 500 steps."""
 
 
 def backbone_unet(
@@ -39,6 +41,7 @@ def backbone_unet(
     *,
     encoder_weights: str | Path | None,
     freeze_encoder: bool | None,
+    norm_momentum: float,
     weights_url: str,
 ) -> keras.Model:
     """Builds a U-Net on `backbone`.
@@ -52,10 +55,11 @@ def backbone_unet(
         encoder_weights: ImageNet weights in a local .h5 file, or None for random ones.
         freeze_encoder: keep the encoder's convolutions as they are; its batch normalisation trains on. None does so
             exactly when `encoder_weights` are given: random convolutions that cannot learn are of no use.
+        norm_momentum: of every batch normalisation, 0 to below 1.
         weights_url: where that file can be had, for messages.
 
     Raises:
-        ValueError: the shape does not fit.
+        ValueError: the shape does not fit, or `norm_momentum` is out of range.
         DataError: the weight file is missing or is not the one for this encoder.
     """
     if len(input_shape) != 3 or any(edge is not None and edge % MULTIPLE_OF for edge in input_shape[:2]):
@@ -64,9 +68,14 @@ def backbone_unet(
             f"input_shape {tuple(input_shape)}: {backbone} needs (H, W, C), H and W multiples of {MULTIPLE_OF};"
             f" use {' x '.join(map(str, near))}"
         )
+    if not 0 <= norm_momentum < 1:
+        raise ValueError(f"norm_momentum is {norm_momentum}; a number from 0 to below 1 is needed")
     path = None if encoder_weights is None else _existing(Path(encoder_weights), weights_url)
     frozen = path is not None if freeze_encoder is None else bool(freeze_encoder)
     network = _network(backbone, (*input_shape[:2], 3), num_classes, path, frozen, weights_url)
+    for layer in network.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.momentum = norm_momentum
     image = keras.Input(tuple(input_shape), name="image")
     rgb = _three_channels(image)
 

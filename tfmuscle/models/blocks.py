@@ -102,14 +102,20 @@ def residual_block(x, filters: int, *, strides: tuple[int, ...], norm: str, name
     return activate(layers.Add(name=f"{name}_add")([x, shortcut]), name=f"{name}_act1")
 
 
-def dense_block(x, filters: int, *, strides: tuple[int, ...], norm: str, name: str, kernel: Edges = 3):
-    """Four layers norm, activation, convolution, each fed all earlier maps; returns their `filters` maps together."""
+def dense_block(
+    x, filters: int, *, strides: tuple[int, ...], norm: str, name: str, kernel: Edges = 3, dropout: float = 0.0
+):
+    """Four layers norm, activation, convolution, each fed all earlier maps; returns their `filters` maps together.
+
+    With `dropout` each layer drops that share of its maps in training (FC-DenseNet: 0.2).
+    """
     x = average(x, strides, name=f"{name}_pool")
     new: list = []
     for n in range(DENSE_LAYERS):
         known = layers.Concatenate(name=f"{name}_known{n}")([x, *new]) if new else x
         known = activate(normalise(known, norm, name=f"{name}_norm{n}"), name=f"{name}_act{n}")
-        new.append(convolution(known, filters // DENSE_LAYERS, kernel=kernel, name=f"{name}_conv{n}"))
+        maps = convolution(known, filters // DENSE_LAYERS, kernel=kernel, name=f"{name}_conv{n}")
+        new.append(layers.Dropout(dropout, name=f"{name}_dropout{n}")(maps) if dropout else maps)
     return layers.Concatenate(name=f"{name}_maps")(new)
 
 

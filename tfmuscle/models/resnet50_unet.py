@@ -4,7 +4,7 @@ from pathlib import Path
 
 import keras
 
-from tfmuscle.models._segmentation_models import backbone_unet
+from tfmuscle.models._segmentation_models import NORM_MOMENTUM, backbone_unet
 
 FACTS = {
     "source": "Cheena (comparison); segmentation-models 1.0.1 (Iakubovskii 2019)",
@@ -23,6 +23,7 @@ def resnet50_unet(
     *,
     encoder_weights: str | Path | None = None,
     freeze_encoder: bool | None = None,
+    norm_momentum: float = NORM_MOMENTUM,
 ) -> keras.Model:
     """Builds the network; options as `backbone_unet`.
 
@@ -32,6 +33,7 @@ def resnet50_unet(
         encoder_weights: a local copy of `WEIGHTS_URL`, or None for random weights.
         freeze_encoder: train the decoder and the encoder's batch normalisation only; None does so exactly when
             `encoder_weights` are given.
+        norm_momentum: of every batch normalisation; a training of less than a few hundred steps wants 0.9.
     """
     return backbone_unet(
         "resnet50",
@@ -39,5 +41,6 @@ def resnet50_unet(
         num_classes,
         encoder_weights=encoder_weights,
         freeze_encoder=freeze_encoder,
+        norm_momentum=norm_momentum,
         weights_url=WEIGHTS_URL,
     )

@@ -13,6 +13,7 @@ instance norm and deep supervision that is nnU-Net's `PlainConvUNet`, weight by 
 either way with the kernel of the level, biases everywhere, a 1x1 head at each level of the decoder.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,6 +48,7 @@ def unet(
     strides: Sequence[Edges] | None = None,
     kernels: Sequence[Edges] | None = None,
     pooling: str = "stride",
+    dense_dropout: float = 0.0,
 ) -> keras.Model:
     """Builds a U-Net.
 
@@ -65,6 +67,7 @@ def unet(
             They replace `levels`; None halves what can be halved.
         kernels: odd edges of the convolutions in voxels, one number or one per axis for each level; None is 3.
         pooling: `stride` or `max`, how the encoder gets from one level to the next.
+        dense_dropout: share of its maps that each layer of a dense block drops in training.
 
     Returns:
         Model with the input `image` and the output `probabilities` `(..., num_classes)` float32.
@@ -78,6 +81,9 @@ def unet(
     _check(block, norm, dropout, widths)
     if pooling not in POOLINGS:
         raise ValueError(f"pooling is {pooling!r}; choose one of {', '.join(POOLINGS)}")
+    if dense_dropout and (block != "dense" or not 0 <= dense_dropout < 1):
+        raise ValueError(f"dense_dropout is {dense_dropout!r}; only dense blocks have it, from 0 to below 1")
+    build = functools.partial(BLOCKS[block], norm=norm, **({"dropout": dense_dropout} if block == "dense" else {}))
     image = keras.Input(tuple(input_shape), name="image")
     # A dense block starts with norm and activation, which would discard the dark half of the image itself.
     x = convolution(image, widths[0], name="stem") if block == "dense" else image
@@ -85,14 +91,14 @@ def unet(
     for level, (width, factor, kernel) in enumerate(zip(widths, [unit, *factors], edges, strict=True)):
         if pooling == "max":
             x, factor = max_pool(x, factor, name=f"encoder{level}_pool"), unit
-        x = BLOCKS[block](x, width, strides=factor, norm=norm, kernel=kernel, name=f"encoder{level}")
+        x = build(x, width, strides=factor, kernel=kernel, name=f"encoder{level}")
         skips.append(x)
     x = layers.Dropout(dropout, name="dropout")(x) if dropout else x
     outputs = {}
     for level in reversed(range(len(factors))):
         x = upsample(x, widths[level], factor=factors[level], name=f"decoder{level}_up")
         x = layers.Concatenate(name=f"decoder{level}_skip")([x, skips[level]])
-        x = BLOCKS[block](x, widths[level], strides=unit, norm=norm, kernel=edges[level], name=f"decoder{level}")
+        x = build(x, widths[level], strides=unit, kernel=edges[level], name=f"decoder{level}")
         if level == 0 or deep_supervision:
             name = f"probabilities_{level}" if level else "probabilities"
             outputs[name] = head(x, num_classes, name=name)
