@@ -10,6 +10,7 @@ import os
 
 __version__ = "0.1.0"
 
-# TensorFlow reads this when it is imported. By itself it uses oneDNN's convolutions only on processors with AVX-512
-# VNNI; on one with AVX2 alone they make a training step of a 3D U-Net 2.7 times faster (benchmarks/nnunet.md).
+# TensorFlow reads this when it is imported, so a script must import tfmuscle first. By itself it uses oneDNN's
+# convolutions only on processors with AVX-512 VNNI; on one with AVX2 alone they make a training step of a 3D U-Net 2.7
+# times faster (benchmarks/nnunet.md).
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
