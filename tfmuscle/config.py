@@ -1,9 +1,9 @@
-"""What is decided: about a family of records (`DataSpec`) and about one training run (`TrainConfig`).
+"""What is decided: about a family of records (`DataSpec`), one training run (`TrainConfig`), and a cascade (`Cascade`).
 
 Each field is declared once, with its help and choices in its metadata; from that line come the default, the JSON key
 and the command-line option. Unknown keys in a file are an error with the nearest name. `DataSpec` is stored as
 `spec.json` beside the records and copied beside the weights, so that prediction needs no settings; `TrainConfig` as
-`train.json` in the run folder. Presets (`presets.py`) know their part of both.
+`train.json` in the run folder; `Cascade` is part of `cascade.json`. Presets (`presets.py`) know their part of them.
 """
 
 import dataclasses
@@ -21,12 +21,15 @@ from tfmuscle.labels import LabelMap
 KINDS = ("slices", "stacks", "volumes", "sequences")
 NORMALISATIONS = ("zscore", "zscore_all", "zscore_masked", "percentile", "ct", "minmax", "div255", "none")
 RESAMPLINGS = ("linear", "nnunet")
-PATCHES = ("grid", "random")
+PATCHES = ("grid", "random", "whole", "boxes")
 BLENDS = ("probabilities", "logits")
 SELECTIONS = ("dice", "ema_dice", "loss")
 POSTPROCESSINGS = ("none", "cheena")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 SCALES = ("full", "laptop")
+REGIONS = ("labels", "thirds", "scan")
+FUSIONS = ("coverage", "count")
+PLACINGS = ("muscle", "group")
 SCHEDULES = ("constant", "linear", "cosine", "polynomial", "plateau")
 OPTIMISERS = ("adam", "adamw", "sgd")
 AUGMENTATIONS = (
@@ -146,7 +149,10 @@ class DataSpec(_Settings):
     bias_field: bool = option(False, "N4 bias field correction before anything else")
     crop_nonzero: bool = option(False, "cut away the margin in which every channel is zero")
     patches: str = option(
-        "grid", "training samples: windows on a grid, or anywhere in the scan, drawn anew at each step", choices=PATCHES
+        "grid",
+        "training samples: windows on a grid, or anywhere in the scan, drawn anew at each step; whole regions and boxes"
+        " are those of a cascade",
+        choices=PATCHES,
     )
     blend: str = option("probabilities", "what is averaged where predicted windows overlap", choices=BLENDS)
     overlap: float = option(0.5, "overlap of neighbouring samples in-plane, and of sub-volumes along the limb")
@@ -314,3 +320,40 @@ class TrainConfig(_Settings):
                 raise ValueError(f"training method {method!r} is unknown; this version knows 'supervised'")
             values["recipe"] = Supervised.from_dict(recipe)
         return super().from_dict(values)
+
+
+@dataclass(frozen=True)
+class Cascade(_Settings):
+    """How the networks of a cascade share the work: groups on a coarse grid first, then every muscle in its box."""
+
+    groups: tuple[tuple[str, ...], ...] = option(
+        (), "muscles that are found together; none: the ten groups of Ni et al."
+    )
+    regions: str = option(
+        "labels",
+        "where along the limb a group is looked for: where training subjects have it, in the paper's overlapping"
+        " thirds, or in the whole scan",
+        choices=REGIONS,
+    )
+    region_margin: float = option(0.1, "share of the scanned length added at both ends of a region of `labels`")
+    coarse_voxels: int = option(2_000_000, "most voxels a network of groups sees")
+    coarse_multiple: int = option(8, "of which every axis of its grid is a multiple: 2^(levels - 1)")
+    fine_voxels: int = option(500_000, "most voxels a network of one muscle sees")
+    fine_multiple: int = option(4, "of which every axis of its grid is a multiple: 2^(levels - 1)")
+    boxes: int = option(6, "boxes around a muscle that are averaged in prediction")
+    box_seed: int = option(0, "seed of these boxes")
+    fusion: str = option("coverage", "boxes are averaged over those that hold a voxel, or over all", choices=FUSIONS)
+    placing: str = option("muscle", "one box for each muscle, or one for all of a group", choices=PLACINGS)
+    normalisation: str = option("zscore", "how intensities are scaled, per scan and channel", choices=NORMALISATIONS)
+    bias_field: bool = option(True, "N4 bias field correction before anything else")
+    folds: int = option(5, "folds by person; one of them chooses the epochs that are kept")
+    test: float = option(0.0, "subjects held out of everything: a count, or a share below 1")
+
+    def __post_init__(self) -> None:
+        self._check_choices()
+        self._check_positive("coarse_voxels", "coarse_multiple", "fine_voxels", "fine_multiple", "boxes", "folds")
+        if not 0 <= self.region_margin < 1:
+            raise ValueError(f"region_margin is {self.region_margin}; a share from 0 to below 1 is needed")
+        names = [muscle for group in self.groups for muscle in group]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"groups: {', '.join(twice)} stand in two groups; a muscle has one")

@@ -157,8 +157,8 @@ class LabelMap:
         """Returns a fixed RGB colour (0..255), the right side darker than the left; background is black."""
         if name == self.names[0]:
             return (0, 0, 0)
-        base = [_without_side(other) for other in self.structures]
-        order = sorted(set(base)).index(_without_side(name))
+        base = [without_side(other) for other in self.structures]
+        order = sorted(set(base)).index(without_side(name))
         value = 0.72 if self.side(name) == "right" else 1.0
         red, green, blue = colorsys.hsv_to_rgb(order * _GOLDEN_RATIO % 1.0, 0.55 + 0.35 * (order % 2), value)
         return round(255 * red), round(255 * green), round(255 * blue)
@@ -261,9 +261,14 @@ def mirrored_name(name: str) -> str:
     return name[:start] + other + name[stop:]
 
 
-def _without_side(name: str) -> str:
+def without_side(name: str) -> str:
+    """Returns what a structure is called on either side; a name without a side stays as it is.
+
+    >>> without_side("soleus_left"), without_side("Right femur"), without_side("spine")
+    ('soleus', 'femur', 'spine')
+    """
     found = _find_side(name)
-    return name if found is None else name[: found[1]] + name[found[2] :]
+    return name if found is None else (name[: found[1]] + name[found[2] :]).strip(" _-.")
 
 
 def _find_side(name: str) -> tuple[str, int, int] | None:

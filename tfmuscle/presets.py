@@ -29,7 +29,9 @@ class Preset:
         recipe: fields of `Supervised` it decides.
         plan: configuration of nnU-Net's plan (`planning.nnunet`) that decides the rest from the dataset's fingerprint.
         stages: trainings one after another, each going on with the last one's weights; fields of `TrainConfig`.
-        laptop: what `--scale laptop` decides besides the caps, in the parts "data", "training" and "recipe".
+        cascade: fields of `Cascade`, for a recipe of many networks.
+        networks: presets of the networks of groups and of muscles, for such a recipe.
+        laptop: what `--scale laptop` decides besides the caps, in the parts "data", "training", "recipe" and "cascade".
     """
 
     about: str
@@ -38,6 +40,8 @@ class Preset:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     plan: str = ""
     stages: tuple[Mapping[str, Any], ...] = ()
+    cascade: Mapping[str, Any] = field(default_factory=dict)
+    networks: tuple[str, ...] = ()
     laptop: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -58,6 +62,10 @@ _SEED002_RECIPE = {"loss": "dice_cross_entropy", "augmentation": "nnunet", "fore
 # A momentum of 0.99 takes hundreds of steps to get going: after 240 steps of 0.01 all was still background.
 _NNUNET_LAPTOP = {"training": {"epochs": 7, "steps": 50, "learning_rate": 0.1, "momentum": 0.9}}
 _NNUNET_2D_LAPTOP = {"training": {"epochs": 6, "steps": 50, "batch_size": 6, "learning_rate": 0.05, "momentum": 0.9}}
+_NI_TRAINING = {"model": "unet", "batch_size": 1, "learning_rate": 0.01, "schedule": "constant"}
+_NI_RECIPE = {"loss": "cross_entropy", "augmentation": "ni"}
+_NI_OPTIONS = {"norm": "batch", "pooling": "max", "max_filters": 1024}
+_NI_LAPTOP = {"batch_size": 2, "learning_rate": 3e-3, "schedule": "cosine"}
 _SEED002_LAPTOP = {"training": {"epochs": 6, "steps": 50}}
 
 PRESETS: dict[str, Preset] = {
@@ -213,6 +221,29 @@ PRESETS: dict[str, Preset] = {
         recipe=_SEED002_RECIPE,
         plan="3d_fullres",
         laptop=_SEED002_LAPTOP,
+    ),
+    "ni_cascade": Preset(
+        about="All 35 muscles of both legs (Ni et al. 2019): 10 networks find groups of muscles on a coarse grid, 35"
+        " find one muscle each in its box; see docs/muscles.md for what it costs.",
+        data={"kind": "volumes", "patches": "whole"},
+        networks=("ni_groups", "ni_muscles"),
+        laptop={"cascade": {"coarse_voxels": 50_000, "coarse_multiple": 4, "fine_voxels": 30_000, "bias_field": False}},
+    ),
+    "ni_groups": Preset(
+        about="One of the cascade's networks of groups: 3D U-Net of four levels, 2,000 steps.",
+        data={"kind": "volumes", "patches": "whole"},
+        training=_NI_TRAINING
+        | {"epochs": 8, "steps": 250, "model_options": _NI_OPTIONS | {"filters": 32, "levels": 4}},
+        recipe=_NI_RECIPE,
+        laptop={"training": _NI_LAPTOP | {"epochs": 4, "steps": 40, "model_options": {"filters": 16, "levels": 3}}},
+    ),
+    "ni_muscles": Preset(
+        about="One of the cascade's networks of single muscles: 3D U-Net of three levels and root 96, 5,000 steps.",
+        data={"kind": "volumes", "patches": "boxes"},
+        training=_NI_TRAINING
+        | {"epochs": 20, "steps": 250, "model_options": _NI_OPTIONS | {"filters": 96, "levels": 3}},
+        recipe=_NI_RECIPE | {"mirror": False},
+        laptop={"training": _NI_LAPTOP | {"epochs": 4, "steps": 40, "model_options": {"filters": 16}}},
     ),
     "hdenseunet": Preset(
         about="H-DenseUNet: DenseUNet-161 on three slices, then a 3D branch, then both end to end (Li et al. 2018).",

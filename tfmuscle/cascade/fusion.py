@@ -28,11 +28,11 @@ import numpy as np
 import scipy.ndimage
 
 from tfmuscle.cascade.boxes import Box, tight_box, tight_boxes
+from tfmuscle.config import FUSIONS
 from tfmuscle.labels import LabelMap
 from tfmuscle.preprocessing import superior_axis
 from tfmuscle.volume import SPACING_TOLERANCE_MM, Geometry, Volume
 
-NORMALISATIONS = ("coverage", "count")
 THRESHOLD = 0.5
 """A voxel belongs to a muscle above this, as with the argmax of two classes."""
 RADIUS, RADIUS_ACROSS = 2, 1
@@ -56,8 +56,8 @@ class BoxAverage:
         Raises:
             ValueError: no boxes, or an unknown normalisation.
         """
-        if normalise not in NORMALISATIONS:
-            raise ValueError(f"normalise is {normalise!r}; choose {' or '.join(NORMALISATIONS)}")
+        if normalise not in FUSIONS:
+            raise ValueError(f"normalise is {normalise!r}; choose {' or '.join(FUSIONS)}")
         if not boxes:
             raise ValueError("no boxes to average; at least one is needed")
         self.region = boxes[0].union(*boxes[1:])

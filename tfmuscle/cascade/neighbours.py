@@ -27,13 +27,13 @@ from typing import Any, Self
 import numpy as np
 
 from tfmuscle.cascade.boxes import Box
+from tfmuscle.config import PLACINGS
 from tfmuscle.errors import DataError
 from tfmuscle.labels import MUSCLE_GROUPS, SIDES
 from tfmuscle.volume import Geometry
 
 MARGIN = 0.25
 """Share of its size by which a placed box grows."""
-BOXES = ("muscle", "group")
 _PATIENT = "RAS"
 
 
@@ -103,8 +103,8 @@ class Neighbours:
             DataError: no mate was found, none was ever seen beside the muscle in training, or the box would lie
                 outside the grid.
         """
-        if box not in BOXES or not margin >= 0:
-            raise ValueError(f"box is {box!r} and margin {margin}; choose {' or '.join(BOXES)}, and 0 or more")
+        if box not in PLACINGS or not margin >= 0:
+            raise ValueError(f"box is {box!r} and margin {margin}; choose {' or '.join(PLACINGS)}, and 0 or more")
         group = self._group(muscle)
         wanted = [muscle] if box == "muscle" else [name for name in group if name not in leg.boxes]
         placed = [self._place(name, leg, margin) for name in wanted]

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from tfmuscle.cli.base import FOLDER, Bar, checked, command, given, print_list, setting
+from tfmuscle.cli.cascade import fit_networks
 from tfmuscle.config import Supervised, TrainConfig
 from tfmuscle.presets import PRESETS
 from tfmuscle.quiet import quiet_start
@@ -61,6 +62,10 @@ def demo_command(out: Path) -> None:
 @click.option(
     "--from", "start", type=FOLDER, help="run to start from: its architecture, and its weights as far as they fit"
 )
+@click.option("--only", multiple=True, metavar="NETWORK", help="of a cascade: only this group or muscle; repeatable")
+@click.option(
+    "--cascade", "cascade", multiple=True, metavar="NAME=VALUE", help="setting of a cascade, e.g. fine_voxels=100000"
+)
 @click.option("--resume", is_flag=True, help="go on with an interrupted run")
 def fit_command(source: Path, run: Path, preset: str | None, scale: str, start: Path | None, **options: Any) -> None:
     """Train a model on all folds but one, keeping the epoch that is best on that one."""
@@ -69,12 +74,22 @@ def fit_command(source: Path, run: Path, preset: str | None, scale: str, start: 
         from tfmuscle.workflows.learning import fit, plan_training
         from tfmuscle.workflows.planning import training_plan
 
-    resume = options.pop("resume")
+    resume, only, cascade = (options.pop(name) for name in ("resume", "only", "cascade"))
+    many = preset is not None and bool(PRESETS[preset].networks)
+    if (only or cascade) and not many:
+        raise click.UsageError("--only and --cascade are for presets of many networks, such as ni_cascade")
     for name in ("model_options", "loss_options"):
         options[name] = checked(parse_options, options[name]) or None
     recipe_names = {item.name for item in dataclasses.fields(Supervised)}
     recipe = {key: value for key, value in given(options).items() if key in recipe_names}
     settings = {key: value for key, value in given(options).items() if key not in recipe_names}
+    if many:
+        if start is not None or settings.get("left_out") is not None:
+            raise click.UsageError(f"--from and --left-out are for a single network; {preset} trains many")
+        cascade = checked(parse_options, cascade, "--cascade")
+        chosen = {"preset": preset, "scale": scale}
+        fit_networks(source, run, settings, recipe, cascade=cascade, only=only, resume=resume, **chosen)
+        return
     plan = checked(training_plan, source, preset, scale=scale)
     config = checked(plan_training, settings, recipe=recipe, preset=preset, scale=scale, plan=plan, start=start)
     bar = Bar()
@@ -97,7 +112,7 @@ def _note(bar: Bar, sentence: str) -> None:
     click.echo(f"Note: {sentence}", err=True)
 
 
-def parse_options(texts: tuple[str, ...]) -> dict[str, Any]:
+def parse_options(texts: tuple[str, ...], flag: str = "--option") -> dict[str, Any]:
     """Reads NAME=VALUE pairs; a value is JSON if it can be, else text.
 
     >>> parse_options(("filters=16", "block=residual"))
@@ -107,7 +122,7 @@ def parse_options(texts: tuple[str, ...]) -> dict[str, Any]:
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise ValueError(f"--option {text!r} is not NAME=VALUE, e.g. filters=16")
+            raise ValueError(f"{flag} {text!r} is not NAME=VALUE, e.g. filters=16")
         try:
             options[name] = json.loads(value)
         except json.JSONDecodeError:

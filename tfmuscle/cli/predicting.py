@@ -18,7 +18,7 @@ from tfmuscle.quiet import quiet_start
     type=FOLDER,
     required=True,
     multiple=True,
-    help="run folder made by fit, or a cross-validation; given several times, or with folds: their mean",
+    help="run folder made by fit, a cascade, or a cross-validation; given several times, or with folds: their mean",
 )
 @click.option(
     "-i", "--input", "source", type=FOLDER, required=True, help="scan, DICOM series, folder of them, or dataset"
@@ -40,6 +40,8 @@ from tfmuscle.quiet import quiet_start
     show_default=True,
     help="what runs the network; auto: the fastest that is installed",
 )
+@click.option("--roi", multiple=True, metavar="NAME", help="of a cascade: only this muscle or group; repeatable")
+@click.option("--box-seed", type=click.IntRange(0), help="of a cascade: seed of the boxes around each muscle")
 @click.option("--resume", is_flag=True, help="keep predictions that are there")
 def predict_command(
     runs: tuple[Path, ...], source: Path, out: Path, part: str | None, mirror: bool, **settings: Any

@@ -56,7 +56,11 @@ def evaluate(
         ValueError: there are no references or no structures.
         DataError: `out` cannot be written to, or the disk is full.
     """
-    job = _Job(predictions, references, label_map, options or EvaluationOptions())
+    options, whole = options or EvaluationOptions(), label_map
+    if options.structures:
+        asked = {label_map.id_of(name): name for name in options.structures}
+        label_map = LabelMap(asked, ignore=label_map.ignore)
+    job = _Job(predictions, references, label_map, options, whole)
     if not references or not label_map.structures:
         raise ValueError("an evaluation needs one reference and one structure at least")
     failures: dict[str, str] = {}
@@ -81,6 +85,15 @@ class _Job:
     references: Mapping[str, Path]
     label_map: LabelMap
     options: EvaluationOptions
+    whole: LabelMap
+
+    def read(self, path: Path) -> Volume:
+        """Reads labels; structures that were not asked for become background."""
+        labels = read_labels(path, self.whole)
+        if self.whole == self.label_map:
+            return labels
+        kept = [key for key in (*self.label_map.ids, self.label_map.ignore) if key is not None]
+        return labels.with_array(labels.array * np.isin(labels.array, kept))
 
     @property
     def subjects(self) -> list[str]:
@@ -120,8 +133,8 @@ def _read_pair(subject_id: str, job: _Job) -> tuple[Volume, Volume]:
         raise DataError(job.options.failures[subject_id])
     if subject_id not in job.predictions:
         raise DataError(f"{job.references[subject_id]}: has no prediction; predict its scan or give the right folder")
-    reference = read_labels(job.references[subject_id], job.label_map)
-    return on_grid(read_labels(job.predictions[subject_id], job.label_map), reference), reference
+    reference = job.read(job.references[subject_id])
+    return on_grid(job.read(job.predictions[subject_id]), reference), reference
 
 
 def _measure_subject(
@@ -133,7 +146,7 @@ def _measure_subject(
     between = dict.fromkeys(job.label_map.structures, math.nan)
     path = job.options.observer2.get(subject_id)
     try:
-        other = None if path is None else on_grid(read_labels(path, job.label_map), reference)
+        other = None if path is None else on_grid(job.read(path), reference)
     except DataError as error:
         failures[f"observer2 of {subject_id}"] = one_line(error)
     else:

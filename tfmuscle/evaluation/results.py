@@ -48,6 +48,7 @@ class EvaluationOptions:
         sections: further sections of the page.
         tolerance_mm: of the surface Dice.
         letters: whether the grids lie in a patient, so that overlays may say left and right.
+        structures: the only ones to measure, when not all were looked for; all without any.
     """
 
     images: Mapping[str, Path] | None = None
@@ -58,6 +59,7 @@ class EvaluationOptions:
     sections: tuple[Section, ...] = ()
     tolerance_mm: float = SURFACE_DICE_TOLERANCE_MM
     letters: bool = True
+    structures: tuple[str, ...] = ()
 
     @property
     def reduced(self) -> str:

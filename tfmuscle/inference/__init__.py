@@ -1,22 +1,37 @@
 """From a trained run and a scan to labels on the scan's own grid.
 
 `runs` opens a run folder or an ensemble of them, `volumes` moves windows through the network, `resampling` brings
-probabilities back to the scan, `engines` lets other libraries run the network.
+probabilities back to the scan, `engines` lets other libraries run the network, `cascade` lets many networks share a
+limb.
 """
 
+from tfmuscle.inference.cascade import (
+    NETWORKS_FOLDER,
+    CascadeResult,
+    CascadeRun,
+    is_cascade,
+    load_cascade,
+    predict_cascade,
+)
 from tfmuscle.inference.engines import ENGINES, Engine, in_float32, to_onnx, with_engine
 from tfmuscle.inference.runs import WEIGHTS_FILE, Run, load_ensemble, load_run, run_folders
 from tfmuscle.inference.volumes import Progress, predict_probabilities, predict_volume
 
 __all__ = [
     "ENGINES",
+    "NETWORKS_FOLDER",
     "WEIGHTS_FILE",
+    "CascadeResult",
+    "CascadeRun",
     "Engine",
     "Progress",
     "Run",
     "in_float32",
+    "is_cascade",
+    "load_cascade",
     "load_ensemble",
     "load_run",
+    "predict_cascade",
     "predict_probabilities",
     "predict_volume",
     "run_folders",

@@ -91,6 +91,15 @@ def predict_probabilities(
     return prepared.with_array(probabilities)
 
 
+def mean_probabilities(run: Run, images: np.ndarray, *, mirror: bool) -> np.ndarray:
+    """Returns probabilities `(B, *label_shape, num_classes)` of samples, averaged over the mirrors of the recipe.
+
+    Raises:
+        DataError: the network returns something that is not a number.
+    """
+    return _predict((run,), [_flips(run, mirror)], images)
+
+
 def _members(run: Run | Sequence[Run]) -> tuple[Run, ...]:
     return (run,) if isinstance(run, Run) else tuple(run)
 

@@ -17,15 +17,20 @@ With random patches (`DataSpec.patches`) a shard holds a single example, the who
 training draws patches (`scans.py`). `read_shard` and `load_samples` then give the windows of the grid that hold labels,
 which is also what `samples` in the index counts.
 
+Two choices serve a cascade. With `patches="whole"` a shard holds one ordinary sample, a part of the scan that was
+already resized to `DataSpec.window`. With `patches="boxes"` it holds one array around a muscle, from which training
+cuts boxes of random size (`boxes.py`); the one sample that `read_shard` and `load_samples` give is its mean box.
+
 The user's files may be cut short or altered: `read_index` sees missing and truncated shards, `verify` every changed
 bit of every file. Both say what to do: run build-records again, which makes only what is damaged.
 
-`shards.py` writes and reads samples, `scans.py` whole scans, `examples.py` is what they share; `index.py` holds the
-index, `sealing.py` JSON that knows its own checksum, `checking.py` looks for damage, `description.py` speaks to
-TensorFlow Datasets.
+`shards.py` writes and reads samples, `scans.py` whole scans, `boxes.py` cuts boxes from them, `examples.py` is what
+they share; `index.py` holds the index, `sealing.py` JSON that knows its own checksum, `checking.py` looks for damage,
+`description.py` speaks to TensorFlow Datasets.
 """
 
 from tfmuscle.folds import TEST
+from tfmuscle.records.boxes import box_sample
 from tfmuscle.records.checking import Verification, check_shard, verify
 from tfmuscle.records.index import RecordIndex, Shard, load_spec, plan_shards, read_index, withdraw_index, write_index
 from tfmuscle.records.layout import INDEX_FILE, SPEC_FILE
@@ -42,6 +47,7 @@ __all__ = [
     "Scan",
     "Shard",
     "Verification",
+    "box_sample",
     "check_shard",
     "load_samples",
     "load_scans",

@@ -9,8 +9,8 @@ per split was rejected, because the number of a shard would then change with the
 Splits are `fold_0`, `fold_1`, ... and `test`. Subjects held out are in `test` alone; training on all but fold 0 reads
 `split="fold_1+fold_2"`. TensorFlow Datasets' own word `all` takes the test subjects in.
 
-The image comes out as float16, as it is stored; `labels` are class indices with -1 for unknown. With random patches an
-example is a whole scan, of whatever shape.
+The image comes out as float16, as it is stored; `labels` are class indices with -1 for unknown. With random patches
+and boxes an example is a whole array, of whatever shape.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,6 +21,7 @@ from tfmuscle.config import DataSpec
 from tfmuscle.files import write_json
 from tfmuscle.folds import TEST
 from tfmuscle.records.layout import DATASET_INFO_FILE, FEATURES_FILE, VERSION, records_in
+from tfmuscle.records.scans import ARRAYS
 
 _FEATURES = "tensorflow_datasets.core.features."
 _ANY = (-1, -1, -1)
@@ -36,7 +37,7 @@ def write_description(folder: str | Path, entries: Iterable[Mapping[str, Any]], 
 
 def features(spec: DataSpec) -> dict[str, Any]:
     """Returns how an example is decoded; the names are those of `shards.py`."""
-    whole = spec.patches == "random"
+    whole = spec.patches in ARRAYS
     parts = {
         "image": _tensor((*_ANY, spec.num_channels) if whole else spec.input_shape, "float16", "bytes"),
         "labels": _tensor(_ANY if whole else spec.label_shape, "int16", "zlib"),

@@ -10,6 +10,9 @@ The starts of the grid's windows that hold labels (`windows`) are stored too. Sc
 (`read_scan`) or inside a `tf.data` pipeline (`load_scans`), where no Python runs: a pipeline that calls Python can wait
 for ever when the process ends.
 
+Boxes around one muscle (`patches == "boxes"`) are cut from such arrays too, one a leg; see `boxes.py`. They need
+neither places nor a grid, and a leg without the muscle is refused.
+
 Shapes are stored as TensorFlow Datasets wants them of arrays of unknown size (`image/shape`, `image/value`). An example
 cannot be larger than 2 GB, about a thousand million intensities; what is larger is refused with a remedy.
 """
@@ -46,6 +49,10 @@ from tfmuscle.sampling import air_of, label_window, sample_at, window_origins
 
 PLACES = 1000
 """Largest number of voxels kept of one class."""
+ARRAYS = ("random", "boxes")
+"""Choices of `DataSpec.patches` whose shards hold one array instead of samples."""
+MUSCLE = 1
+"""Class of the muscle in the labels of boxes."""
 LARGEST_EXAMPLE_BYTES = 2**31 - 2**16
 """A protocol buffer ends at 2 GB; a little is left for names."""
 
@@ -72,7 +79,7 @@ class Scan:
 def write_scan(
     path: str | Path, image: np.ndarray, labels: np.ndarray, spec: DataSpec, *, subject_id: str
 ) -> dict[str, Any]:
-    """Writes a subject's whole scan as one file, whole or not at all.
+    """Writes a subject's whole scan, or one leg's array around a muscle, as one file, whole or not at all.
 
     Args:
         path: the shard.
@@ -82,13 +89,14 @@ def write_scan(
         subject_id: stored in the example, seed of its places, and named in errors.
 
     Returns:
-        `samples` (windows of the grid that hold labels), `records` (1), `bytes`, `sha256`, and `class_voxels` of the
-        scan.
+        `samples` (windows of the grid that hold labels; 1 for boxes), `records` (1), `bytes`, `sha256`, and
+        `class_voxels` of the scan.
 
     Raises:
-        DataError: nothing is labelled, an intensity is beyond float16 or not a number, the scan is larger than 2 GB,
-            or the disk is full.
-        ValueError: shapes other than those of `spec`, or a class that it does not know.
+        DataError: nothing is labelled, for boxes as the muscle, an intensity is beyond float16 or not a number, the
+            scan is larger than 2 GB, or the disk is full.
+        ValueError: shapes other than those of `spec`, a class that it does not know, or boxes of anything but one
+            muscle in volumes.
     """
     if image.ndim != 4 or image.shape[3] != spec.num_channels or labels.shape != image.shape[:3]:
         raise ValueError(
@@ -96,13 +104,35 @@ def write_scan(
             " are needed"
         )
     check_values(image, labels, spec, subject_id)
-    if not (windows := labelled_origins(labels, spec)):
-        raise nothing_labelled(subject_id)
+    windows = _windows(labels, spec, subject_id)
     with atomic_path(path) as temporary:
         with disk_errors(), tf.io.TFRecordWriter(str(temporary)) as writer:
             writer.write(_encode(image, labels, windows, spec, subject_id))
         class_voxels = sum((count_classes(plane, spec) for plane in labels), np.zeros(spec.num_classes, np.int64))
         return summary(temporary, samples=len(windows), class_voxels=class_voxels) | {"records": 1}
+
+
+def _windows(labels: np.ndarray, spec: DataSpec, subject_id: str) -> list[tuple[int, int, int]]:
+    """Returns the starts of the samples, or says why there are none."""
+    if spec.patches != "boxes":
+        if not (windows := labelled_origins(labels, spec)):
+            raise nothing_labelled(subject_id)
+        return windows
+    if spec.kind != "volumes" or spec.num_classes != 2:
+        raise ValueError(
+            f"{subject_id}: boxes are cut from {spec.kind} with {spec.num_classes - 1} structures; kind 'volumes' and"
+            " one muscle are needed"
+        )
+    if not (labels == MUSCLE).any():
+        raise no_muscle(subject_id, spec)
+    return [(0, 0, 0)]
+
+
+def no_muscle(subject_id: str, spec: DataSpec) -> DataError:
+    """Returns what to say of a leg that no box can be made of."""
+    return DataError(
+        f"{subject_id}: no voxel of {spec.label_map.structures[0]}; label it, or leave this leg out for this muscle"
+    )
 
 
 def labelled_origins(labels: np.ndarray, spec: DataSpec) -> list[tuple[int, int, int]]:
@@ -120,7 +150,7 @@ def _encode(
 ) -> bytes:
     values = np.ascontiguousarray(image, dtype="<f2")
     classes = zlib.compress(np.ascontiguousarray(labels, dtype="<i2").tobytes(), DEFLATE_LEVEL)
-    places = _places(labels, spec, subject_id).astype("<i4")
+    places = (np.zeros((0, 4)) if spec.patches == "boxes" else _places(labels, spec, subject_id)).astype("<i4")
     if (size := values.nbytes + len(classes) + places.nbytes) > LARGEST_EXAMPLE_BYTES:
         raise DataError(
             f"{subject_id}: the preprocessed scan of {' x '.join(map(str, image.shape))} values takes {size / 1e9:.1f}"

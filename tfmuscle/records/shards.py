@@ -12,6 +12,7 @@ from tfmuscle.config import DataSpec
 from tfmuscle.errors import DataError
 from tfmuscle.files import atomic_path
 from tfmuscle.labels import IGNORE
+from tfmuscle.records.boxes import load_boxes, mean_sample
 from tfmuscle.records.examples import (
     DEFLATE_LEVEL,
     check_frames,
@@ -28,7 +29,7 @@ from tfmuscle.records.examples import (
     summary,
 )
 from tfmuscle.records.layout import REBUILD
-from tfmuscle.records.scans import load_windows, read_scan, windows_of
+from tfmuscle.records.scans import ARRAYS, load_windows, read_scan, windows_of
 
 
 def write_shard(
@@ -47,8 +48,11 @@ def write_shard(
 
     Raises:
         DataError: nothing is labelled, an intensity is beyond float16 or not a number, or the disk is full.
-        ValueError: a sample does not have the shape of `spec`, or holds a class that `spec` does not know.
+        ValueError: a sample does not have the shape of `spec`, or holds a class that `spec` does not know; or the
+            spec wants boxes, whose arrays `write_scan` writes.
     """
+    if spec.patches == "boxes":
+        raise ValueError(f"{subject_id}: boxes are cut from one array around the muscle; write it by write_scan")
     count, class_voxels = 0, np.zeros(spec.num_classes, dtype=np.int64)
     with atomic_path(path) as temporary:
         with disk_errors(), tf.io.TFRecordWriter(str(temporary)) as writer:
@@ -92,7 +96,8 @@ def _encode(sample: Mapping[str, Any], subject_id: str) -> bytes:
 def read_shard(path: str | Path, spec: DataSpec) -> Iterator[dict[str, Any]]:
     """Yields the samples of one shard: `image` float32, `labels` int16, `start` and `subject_id`.
 
-    Of a whole scan (random patches), these are the windows of the grid that hold a labelled voxel.
+    Of a whole scan (random patches), these are the windows of the grid that hold a labelled voxel; of boxes, the one
+    in which every edge is moved by the mean ratio.
 
     Raises:
         DataError: the file is missing, damaged, of another version or made by another spec.
@@ -100,6 +105,9 @@ def read_shard(path: str | Path, spec: DataSpec) -> Iterator[dict[str, Any]]:
     path = Path(path)
     if spec.patches == "random":
         yield from windows_of(read_scan(path, spec), spec)
+        return
+    if spec.patches == "boxes":
+        yield mean_sample(read_scan(path, spec), spec)
         return
     for record in read_records(path):
         yield _decode(path, record, spec)
@@ -125,7 +133,7 @@ def _decode(path: Path, record: bytes, spec: DataSpec) -> dict[str, Any]:
 def load_samples(paths: Sequence[str | Path] | tf.Tensor, spec: DataSpec) -> tf.data.Dataset:
     """Returns the samples of some shards, in order, unbatched and unshuffled.
 
-    Of whole scans (random patches), these are the windows of `read_shard`; one scan is held at a time.
+    Of whole scans (random patches) and boxes, these are the samples of `read_shard`; one scan is held at a time.
 
     Args:
         paths: shards; a string tensor inside a `tf.data` function is taken unchecked.
@@ -144,13 +152,15 @@ def load_samples(paths: Sequence[str | Path] | tf.Tensor, spec: DataSpec) -> tf.
         paths = tf.constant([str(path) for path in paths], dtype=tf.string)
     if spec.patches == "random":
         return load_windows(paths, spec)
+    if spec.patches == "boxes":
+        return load_boxes(paths, spec)
     files = tf.data.Dataset.from_tensor_slices(paths)
     records = files.flat_map(lambda path: tf.data.TFRecordDataset(path, buffer_size=1 << 20))
     return records.map(lambda record: _parse(record, spec), num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def _check_first(path: Path, spec: DataSpec) -> None:
-    if spec.patches == "random":  # reading a whole scan twice would take long
+    if spec.patches in ARRAYS:  # reading a whole scan twice would take long
         check_frames(path)
     else:
         next(read_shard(path, spec), None)

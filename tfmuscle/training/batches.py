@@ -7,6 +7,11 @@ handed on in order; the next chunk is read, and the next batches are made, while
 
 Samples of the grid (`patches="grid"`) are read from the shards, each once an epoch, mixed within chunks.
 
+Whole parts of scans (`patches="whole"`) are samples like these, one a subject.
+
+Random boxes (`patches="boxes"`) are cut from the array of a leg, see `boxes.py`; an epoch is `steps` batches, or one
+box a leg. Validation takes the mean box of each leg.
+
 Random patches (`patches="random"`) are drawn from whole scans, see `patches.py`; an epoch is `steps` batches, or as
 many patches as the grid has windows. Validation takes the windows of the grid, one scan at a time.
 """
@@ -20,6 +25,7 @@ import tensorflow as tf
 from tfmuscle.augmentation import augment, get_recipe
 from tfmuscle.config import DataSpec, TrainConfig
 from tfmuscle.records import load_samples
+from tfmuscle.training.boxes import random_boxes
 from tfmuscle.training.patches import SEED_LIMIT, random_patches, seed_of
 
 CHUNK_BYTES, CHUNK_SAMPLES = 128 << 20, 2048
@@ -27,6 +33,8 @@ CHUNK_BYTES, CHUNK_SAMPLES = 128 << 20, 2048
 its seed cannot depend on the epoch, and a resumed run would see the samples in another order."""
 BATCHES_AHEAD = 4
 """Batches that are ready before the network asks for them: enough for an uneven mix of cheap and dear transforms."""
+_DRAWN = {"random": random_patches, "boxes": random_boxes}
+"""Samples that are drawn anew from arrays, by `DataSpec.patches`."""
 _Samples = Callable[[tf.Tensor], tf.data.Dataset]
 
 
@@ -49,7 +57,7 @@ def training_batches(
     """
     recipe, mirrored = config.recipe.augmentation, config.recipe.mirror
     by_scan = _by_scan(config)
-    source = random_patches if spec.patches == "random" else _mixed_samples
+    source = _DRAWN.get(spec.patches, _mixed_samples)
     samples_of = source(paths, spec, config, count=steps * config.batch_size)
 
     def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:

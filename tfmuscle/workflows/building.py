@@ -249,7 +249,7 @@ def build_shard(job: Job) -> dict[str, Any]:
         DataError: the shard cannot be written, or memory does not suffice.
     """
     subject, path, spec = job
-    note = {"file": path.name, "subject_id": subject.subject_id, "status": "ok"} | _origin(subject)
+    note = {"file": path.name, "subject_id": subject.subject_id, "status": "ok"} | origin(subject)
     if (finished := _finished(path, note)) is not None:
         return finished
     try:
@@ -293,7 +293,7 @@ def _finished(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def _origin(subject: Subject) -> dict[str, Any]:
+def origin(subject: Subject) -> dict[str, Any]:
     """Returns what a shard is stale against: tfmuscle's version, and name, size and time of the subject's files."""
     files: list[Path] = []
     for path in filter(None, [*subject.images, subject.labels, subject.prior]):

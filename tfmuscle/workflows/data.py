@@ -169,7 +169,13 @@ def plan_spec(
     values |= chosen | {"preset": preset, "kind": kind}
     if scale == "laptop":
         values = reduced_data(values, get_preset(preset).laptop.get("data") if preset else None)
-    return DataSpec(**values | dict(settings) | {"scale": scale})
+    spec = DataSpec(**values | dict(settings) | {"scale": scale})
+    if spec.patches in ("whole", "boxes"):
+        raise ValueError(
+            f"patches {spec.patches!r} are samples of a cascade, which 'tfmuscle fit --preset ni_cascade' makes from a"
+            " dataset; choose another preset, or grid or random patches"
+        )
+    return spec
 
 
 def _suggestion(dataset: Dataset, kind: str, progress: Progress | None) -> DataSpec:

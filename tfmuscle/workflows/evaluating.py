@@ -59,16 +59,20 @@ def evaluate(
         context=_context(note) | _left_out(note, truth, found),
         history=note.get("history") or None,
         letters=note.get("orientation", True) is not None,
+        structures=tuple(note.get("roi") or ()),
     )
     return evaluation.evaluate(found, wanted, label_map, Path(out), options=options, progress=progress)
 
 
 def _label_map(path: Path, note: Mapping[str, Any]) -> LabelMap:
     try:
-        for key, kind in (("subjects", list), ("failures", dict), ("history", dict)):
+        for key, kind in (("subjects", list), ("failures", dict), ("history", dict), ("roi", list)):
             if not isinstance(note.get(key, kind()), kind):
                 raise ValueError(f"{key!r} is {note[key]!r}")
-        return LabelMap.from_dict(note["labels"])
+        label_map = LabelMap.from_dict(note["labels"])
+        for name in note.get("roi", []):
+            label_map.id_of(name)
+        return label_map
     except (ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: {error}; predict again, or remove the file") from error
 
@@ -110,7 +114,9 @@ def _context(note: Mapping[str, Any]) -> dict[str, str]:
     """Returns what a table must say about where its numbers come from."""
     if not note:
         return {}
-    context = {key: note.get(key) for key in ("dataset", "part", "model", "preset", "fold", "seed", "epochs", "mirror")}
+    context = {key: note.get(key) for key in ("dataset", "part", "model", "preset", "fold", "seed", "epochs", "mirror", "networks")}
+    if note.get("roi"):
+        context["only"] = ", ".join(note["roi"])
     context["trained on"] = note.get("trained_on")
     if note.get("training_seconds"):
         context["training time"] = f"{note['training_seconds'] / 60:.1f} min"

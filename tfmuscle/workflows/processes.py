@@ -160,12 +160,22 @@ def claimed_in_turn(
         time.sleep(seconds)
 
 
-def _take(folder: Path, name: str) -> tuple[Path | None, str]:
+def holder_of(folder: Path, *, name: str = "claim") -> str:
+    """Returns who works in a folder, "" when nobody does; nothing is claimed."""
+    highest = _highest(folder, name) if folder.is_dir() else -1
+    return _living_holder(folder / f"{name}-{highest}.json") if highest >= 0 else ""
+
+
+def _highest(folder: Path, name: str) -> int:
+    """Returns the highest number of a claim on the folder, -1 without any."""
     pattern = re.compile(re.escape(name) + r"-(\d+)\.json")
+    return max((int(found[1]) for path in folder.iterdir() if (found := pattern.fullmatch(path.name))), default=-1)
+
+
+def _take(folder: Path, name: str) -> tuple[Path | None, str]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        numbers = [int(found[1]) for path in folder.iterdir() if (found := pattern.fullmatch(path.name))]
-        highest = max(numbers, default=-1)
+        highest = _highest(folder, name)
         if highest >= 0 and (holder := _living_holder(folder / f"{name}-{highest}.json")):
             return None, holder
         path = folder / f"{name}-{highest + 1}.json"

@@ -1,0 +1,220 @@
+"""A scan labelled by a cascade of networks that are right by construction: what is left to err is the geometry.
+
+Scans have one channel for each muscle, 1 inside it, so that a network which looks at its channel finds its muscle to
+the half voxel; sides are told by a coordinate that a convolution with a half-empty kernel counts.
+"""
+
+import dataclasses
+
+import cascades
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from tfmuscle.cascade import make_plan, observe
+from tfmuscle.config import Cascade, DataSpec, Supervised, TrainConfig
+from tfmuscle.errors import DataError
+from tfmuscle.files import write_json
+from tfmuscle.inference import NETWORKS_FOLDER, load_cascade, predict_cascade
+from tfmuscle.metrics import dice
+from tfmuscle.volume import Geometry, Volume
+
+SETTINGS = Cascade(
+    coarse_voxels=16_000, fine_voxels=8000, normalisation="none", bias_field=False, folds=2, coarse_multiple=4
+)
+BASE = DataSpec(
+    cascades.LABEL_MAP,
+    kind="volumes",
+    patches="whole",
+    orientation="SPL",
+    normalisation="none",
+    channels=cascades.MUSCLES,
+)
+SURE = 20.0
+
+
+def chosen(image, kernel):
+    """Returns one channel, made of the image's by fixed weights `(1, 1, K, C, 1)`."""
+    layer = layers.Conv3D(1, kernel.shape[:3], padding="same", use_bias=False)
+    found = layer(image)
+    layer.set_weights([kernel.astype(np.float32)])
+    return found
+
+
+def inside(image, muscle):
+    """Returns a score that is positive where the muscle's channel is above one half."""
+    kernel = np.zeros((1, 1, 1, len(cascades.MUSCLES), 1))
+    kernel[..., cascades.MUSCLES.index(muscle), 0] = 1
+    return layers.Rescaling(SURE, -SURE / 2)(chosen(image, kernel))
+
+
+def columns(image, width):
+    """Returns the number of each voxel's column, from 1, counted by a convolution that looks to one side."""
+    kernel = np.zeros((1, 1, 2 * width - 1, len(cascades.MUSCLES), 1))
+    kernel[:, :, :width] = 1 / len(cascades.MUSCLES)  # the voxels before, and the voxel itself
+    return chosen(layers.Rescaling(0.0, 1.0)(image), kernel)
+
+
+def group_network(spec):
+    image = keras.Input(spec.input_shape, name="image")
+    width = spec.size[1]
+    left = layers.Rescaling(SURE, -SURE * (width / 2 + 0.5))(columns(image, width))  # columns grow to the left
+    right = layers.Rescaling(-1.0)(left)
+    scores = [chosen(image, np.zeros((1, 1, 1, len(cascades.MUSCLES), 1)))]
+    for name in spec.label_map.structures:
+        muscle, side = name.rsplit("_", 1)
+        scores.append(layers.Minimum()([inside(image, muscle), left if side == "left" else right]))
+    return keras.Model(image, layers.Softmax(name="probabilities")(layers.Concatenate()(scores)))
+
+
+def muscle_network(spec, *, half=False):
+    image = keras.Input(spec.input_shape, name="image")
+    score = inside(image, spec.label_map.structures[0])
+    if half:  # only the half of the box with the lower columns: on a right leg the lateral one
+        width = spec.size[1]
+        lateral = layers.Rescaling(-SURE, SURE * (width / 2 + 0.5))(columns(image, width))
+        score = layers.Minimum()([score, lateral])
+    background = chosen(image, np.zeros((1, 1, 1, len(cascades.MUSCLES), 1)))
+    return keras.Model(image, layers.Softmax(name="probabilities")(layers.Concatenate()([background, score])))
+
+
+def blind_network(spec):
+    image = keras.Input(spec.input_shape, name="image")
+    layer = layers.Conv3D(spec.num_classes, 1)
+    found = layers.Softmax(name="probabilities")(layer(image))
+    layer.set_weights([np.zeros((1, 1, 1, len(cascades.MUSCLES), spec.num_classes)), np.eye(spec.num_classes)[0]])
+    return keras.Model(image, found)
+
+
+def scan(seed, orientation="RAS"):
+    image, labels = cascades.legs(seed, orientation=orientation)
+    return cascades.with_channels(image, labels), labels
+
+
+def write_cascade(folder, settings=SETTINGS, *, half=False, blind=()):
+    """Writes the run folder of a cascade whose networks know the phantom; those in `blind` see nothing."""
+    seen = {str(seed): observe(cascades.legs(seed)[1], cascades.LABEL_MAP) for seed in range(3)}
+    plan = make_plan(settings, BASE, seen, {"train": list(seen), "validation": [], "test": []})
+    folder.mkdir(parents=True)
+    plan.save(folder / "cascade.json")
+    for network in plan.networks:
+        run = folder / NETWORKS_FOLDER / network.name
+        run.mkdir(parents=True)
+        network.spec.save(run / "spec.json")
+        TrainConfig(recipe=Supervised(augmentation="none")).save(run / "train.json")
+        write_json(run / "about.json", {"epochs": 1, "seconds": 1.0, "hardware": "none"})
+        model = group_network(network.spec) if network in plan.groups else muscle_network(network.spec, half=half)
+        model = blind_network(network.spec) if network.name in blind else model
+        model.save(run / "best.keras")
+    return load_cascade(folder)
+
+
+@pytest.fixture(scope="module")
+def cascade(tmp_path_factory):
+    return write_cascade(tmp_path_factory.mktemp("cascade") / "run")
+
+
+def scores(labels, truth):
+    found = {}
+    for name in cascades.NAMES:
+        key = cascades.LABEL_MAP.id_of(name)
+        found[name] = dice(labels.array == key, truth.array == key)
+    return found
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "LPS", "AIL"])
+def test_muscles_are_found_on_the_scans_own_grid(cascade, orientation):
+    image, truth = scan(7, orientation)
+    result = predict_cascade(cascade, image)
+    assert result.labels.geometry.same_grid(image.geometry)
+    assert not result.lost
+    assert min(scores(result.labels, truth).values()) > 0.9  # borders of coarser voxels are off by a part of one
+
+
+def test_an_oblique_scan_keeps_its_sides(cascade):
+    image, truth = scan(8)
+    angle = np.deg2rad(20)
+    turn = np.eye(4)
+    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    geometry = Geometry(image.geometry.shape, turn @ image.geometry.affine)
+    labels = predict_cascade(cascade, Volume(image.array, geometry)).labels
+    assert labels.geometry is geometry
+    assert min(scores(labels, truth).values()) > 0.9
+
+
+def test_the_order_of_networks_and_the_roi_do_not_change_a_muscle(cascade):
+    image, _ = scan(9)
+    whole = predict_cascade(cascade, image).labels.array
+    for roi in (["soleus"], ["popliteus_left", "soleus_right"]):
+        alone = predict_cascade(cascade, image, roi=roi).labels.array
+        asked = {part.removesuffix("_left").removesuffix("_right") for part in roi}
+        names = [name for name in cascades.NAMES if name.rsplit("_", 1)[0] in asked]
+        keys = [cascades.LABEL_MAP.id_of(name) for name in names]
+        assert set(np.unique(alone)) == {0, *keys}
+        assert np.array_equal(alone, np.where(np.isin(whole, keys), whole, 0))
+
+
+def test_the_same_seed_gives_the_same_labels_and_another_other_boxes(cascade):
+    image, _ = scan(10)
+    first, again = (predict_cascade(cascade, image, roi=["soleus"]).labels.array for _ in range(2))
+    assert np.array_equal(first, again)
+    settings = dataclasses.replace(cascade.plan.settings, box_seed=5)
+    other = dataclasses.replace(cascade, plan=dataclasses.replace(cascade.plan, settings=settings))
+    assert not np.array_equal(first, predict_cascade(other, image, roi=["soleus"]).labels.array)
+
+
+def test_left_legs_are_mirrored_before_a_network_sees_them(tmp_path):
+    cascade = write_cascade(tmp_path / "run", dataclasses.replace(SETTINGS, boxes=2), half=True)
+    image, truth = scan(11)
+    labels = predict_cascade(cascade, image, roi=["rectus_femoris"]).labels
+    for side, sign in (("left", -1), ("right", 1)):
+        key = cascades.LABEL_MAP.id_of(f"rectus_femoris_{side}")
+        centres = [
+            np.mean(sign * volume.geometry.world(np.argwhere(volume.array == key))[:, 0]) for volume in (labels, truth)
+        ]
+        assert centres[0] > centres[1] + 2  # the network keeps the lateral half: away from the midline on both sides
+
+
+def test_a_muscle_that_stage_1_lost_is_placed_by_its_neighbours(tmp_path):
+    cascade = write_cascade(tmp_path / "run")
+    group = cascade.plan.group_of("popliteus")
+    run = cascade.folder_of(group.name)
+    whole = group_network(group.spec)
+    number = [group.spec.label_map.structures.index(f"popliteus_{side}") + 1 for side in ("left", "right")]
+    keep = np.ones(group.spec.num_classes, np.float32)
+    keep[number] = 0
+    scale = layers.Conv3D(group.spec.num_classes, 1, use_bias=False)
+    kept = scale(whole.output)
+    scale.set_weights([np.diag(keep).reshape(1, 1, 1, len(keep), len(keep))])
+    keras.Model(whole.input, layers.Activation("linear")(kept)).save(run / "best.keras")
+    image, truth = scan(12)
+    result = predict_cascade(cascade, image, roi=["popliteus"])
+    assert result.placed == ("popliteus_left", "popliteus_right")
+    found = scores(result.labels, truth)
+    assert min(found["popliteus_left"], found["popliteus_right"]) > 0.7
+
+
+def test_what_was_not_found_is_said(tmp_path):
+    cascade = write_cascade(tmp_path / "run", blind=("group_01", "popliteus"))
+    result = predict_cascade(cascade, scan(13)[0])
+    assert "none of its group-mates" in result.lost["rectus_femoris_left"]
+    assert result.lost["popliteus_right"] == "its network finds nothing in its box"
+    assert "soleus_left" not in result.lost
+
+
+def test_progress_and_seconds_of_each_stage(cascade):
+    told = []
+    result = predict_cascade(cascade, scan(14)[0], roi=["soleus"], progress=lambda *step: told.append(step))
+    assert told == [(1, 2), (2, 2)]
+    assert set(result.seconds) == {"prepare", "groups", "muscles", "join"}
+
+
+def test_what_cannot_be_predicted(cascade, tmp_path):
+    with pytest.raises(ValueError, match="nothing is called sartorius; there are group_01"):
+        predict_cascade(cascade, scan(0)[0], roi=["sartorius"])
+    damaged = write_cascade(tmp_path / "run")
+    (damaged.folder_of("soleus") / "best.keras").unlink()
+    with pytest.raises(DataError, match="1 of its networks are not trained: soleus"):
+        predict_cascade(damaged, scan(0)[0])
+    assert predict_cascade(damaged, scan(0)[0], roi=["rectus_femoris"]).lost == {}

@@ -1,0 +1,216 @@
+"""A cascade trained from a dataset: the plan, the records, who trains what, and what prediction says of it."""
+
+import shutil
+from dataclasses import replace
+
+import cascades
+import numpy as np
+import pytest
+
+from tfmuscle import records
+from tfmuscle.cascade import CascadePlan
+from tfmuscle.errors import DataError
+from tfmuscle.files import read_json
+from tfmuscle.io import read_volume, write_volume
+from tfmuscle.preprocessing import resample_labels
+from tfmuscle.workflows import cascade as workflow
+from tfmuscle.workflows.cascade import cascade_status, fit_cascade, plan_cascade, records_folder
+from tfmuscle.workflows.evaluating import evaluate
+from tfmuscle.workflows.predicting import PredictOptions, predict
+from tfmuscle.workflows.processes import claimed
+
+CASCADE = {
+    "groups": [["soleus", "popliteus"]], "folds": 2, "fine_voxels": 4096, "coarse_voxels": 8000, "coarse_multiple": 4,
+}  # fmt: skip
+SETTINGS = {"epochs": 1, "steps": 2, "model_options": {"filters": 2, "levels": 2}}
+
+
+def wanted(**settings):
+    found = plan_cascade(SETTINGS | settings, recipe={}, cascade=CASCADE, preset="ni_cascade", scale="laptop")
+    return replace(found, groups=replace(found.groups, model_options={"filters": 2, "levels": 2}))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_this_process():
+    """Trainings run here and now: a process of its own for each is tested with the other workflows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            workflow, "run_apart", lambda function, *parts, progress=None: function(*parts, progress=progress)
+        )
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cascade")
+    data = cascades.dataset(folder / "data", subjects=3)
+    path = data / "labelsTr/person_0.nii.gz"
+    labels = read_volume(path)
+    unknown = labels.array == cascades.LABEL_MAP.id_of("popliteus_left")
+    write_volume(path, labels.with_array(np.where(unknown, 0, labels.array).astype(np.uint8)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    said = []
+    outcome = fit_cascade(folder / "data", folder / "run", wanted(), say=said.append)
+    assert not outcome.failures
+    assert [state.state for state in outcome.states] == ["done"] * 3
+    assert "rectus_femoris_left" in said[0]
+    assert "no network learns them" in said[0]
+    return folder / "run"
+
+
+def copy_of(run, tmp_path):
+    """A copy of the trained cascade and its records, to spoil."""
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(records_folder(run), records_folder(tmp_path / "run"))
+    return tmp_path / "run"
+
+
+def test_a_left_leg_becomes_the_record_of_a_right_one(run, folder):
+    plan = CascadePlan.load(run / "cascade.json")
+    spec, home = plan.muscle("soleus").spec, records_folder(run) / "soleus"
+    index = records.read_index(home)
+    assert set(index.folds) == {f"person_{number}_{side}" for number in range(3) for side in ("left", "right")}
+    for number in range(3):
+        left, right = (
+            records.read_scan(home / index.path_of(f"person_{number}_{side}"), spec) for side in ("left", "right")
+        )
+        assert np.array_equal(left.labels, right.labels)  # the phantom's legs mirror each other
+        assert left.labels.max() == 1
+        assert np.corrcoef(left.image.ravel(), right.image.ravel())[0, 1] > 0.9  # but for the noise
+
+
+def test_a_leg_without_the_muscle_teaches_its_network_nothing(run):
+    index = records.read_index(records_folder(run) / "popliteus")
+    assert "person_0_left" not in index.folds
+    assert "person_0_right" in index.folds
+
+
+def test_both_legs_of_a_person_are_in_one_fold(run):
+    folds = records.read_index(records_folder(run) / "soleus").folds
+    assert all(folds[f"person_{number}_left"] == folds[f"person_{number}_right"] for number in range(3))
+
+
+def test_the_record_of_a_group_is_its_region_on_the_coarse_grid(run, folder):
+    plan = CascadePlan.load(run / "cascade.json")
+    group, home = plan.groups[0], records_folder(run) / "group_01"
+    (sample,) = records.read_shard(home / records.read_index(home).path_of("person_1"), group.spec)
+    labels = read_volume(folder / "data/labelsTr/person_1.nii.gz").reoriented("SPL")
+    count = labels.geometry.shape[0]
+    start = count - int(np.ceil(group.region[1] * count - 1e-9))
+    stop = count - int(np.floor(group.region[0] * count + 1e-9))
+    part = labels.cropped((start, 0, 0), (stop, *labels.geometry.shape[1:]))
+    coarse = resample_labels(part, part.geometry.resized(group.spec.window)).array
+    for number, name in enumerate(group.spec.label_map.structures, start=1):
+        assert np.array_equal(sample["labels"] == number, coarse == cascades.LABEL_MAP.id_of(name))
+
+
+def test_states_tell_who_is_done(run):
+    states = cascade_status(run)
+    assert [(item.name, item.stage) for item in states] == [("group_01", 1), ("soleus", 2), ("popliteus", 2)]
+    assert all(item.epochs == 1 and item.seconds > 0 for item in states)
+
+
+def test_a_finished_network_is_never_trained_again(run, folder, tmp_path):
+    copy = copy_of(run, tmp_path)
+    (copy / "networks/soleus/about.json").unlink()
+    before = {path: path.stat().st_mtime_ns for path in copy.glob("networks/*/best.keras")}
+    assert cascade_status(copy)[1].state == "interrupted"
+    fit_cascade(folder / "data", copy, wanted(), resume=True)
+    assert all(item.state == "done" for item in cascade_status(copy))
+    changed = {path.parent.name for path, when in before.items() if path.stat().st_mtime_ns != when}
+    assert changed <= {"soleus"}
+
+
+def test_a_network_that_another_process_trains_is_left_to_it(run, folder, tmp_path):
+    copy, said = copy_of(run, tmp_path), []
+    shutil.rmtree(copy / "networks/soleus")
+    with claimed(copy / "networks", name="soleus") as other:
+        assert not other
+        outcome = fit_cascade(folder / "data", copy, wanted(), resume=True, say=said.append)
+        assert {item.name: item.state for item in outcome.states}["soleus"] == "running"
+    assert any(sentence.startswith("soleus: process") for sentence in said)
+    assert not (copy / "networks/soleus").exists()
+    only = fit_cascade(folder / "data", copy, wanted(), only=["soleus"], resume=True)
+    assert not only.failures
+    assert (copy / "networks/soleus/about.json").exists()
+
+
+def test_records_are_not_made_again(run, folder, tmp_path):
+    copy = copy_of(run, tmp_path)
+    shard = next(records_folder(copy).glob("soleus/*.tfrecord"))
+    gone = next(records_folder(copy).glob("popliteus/*.tfrecord"))
+    before = shard.stat().st_mtime_ns
+    entry = next(e for e in records.read_index(gone.parent).entries if e["file"] == gone.name)
+    gone.unlink()
+    fit_cascade(folder / "data", copy, wanted(), resume=True)
+    assert gone.stat().st_size == entry["bytes"]
+    mine = next(e for e in records.read_index(shard.parent).entries if e["file"] == shard.name)["subject_id"]
+    assert (shard.stat().st_mtime_ns == before) == (mine[:8] != entry["subject_id"][:8])
+
+
+def test_a_damaged_subject_is_named_and_the_others_go_on(folder, tmp_path):
+    data = shutil.copytree(folder / "data", tmp_path / "data")
+    (data / "imagesTr/person_2_0000.nii.gz").write_bytes(b"nothing")
+    outcome = fit_cascade(data, tmp_path / "run", wanted(), only=["group_01"])
+    assert list(outcome.failures) == ["person_2"]
+    assert read_json(tmp_path / "run/failures.json") == dict(outcome.failures)
+    assert [item.state for item in outcome.states] == ["done", "to do", "to do"]
+
+
+def test_what_cannot_be_begun(run, folder, tmp_path):
+    with pytest.raises(DataError, match="add --resume to go on with it"):
+        fit_cascade(folder / "data", run, wanted())
+    with pytest.raises(DataError, match="epochs was 1 when the cascade was begun and is 2 now"):
+        fit_cascade(folder / "data", run, wanted(epochs=2), resume=True)
+    with pytest.raises(ValueError, match="no network is called sartorius"):
+        fit_cascade(folder / "data", run, wanted(), only=["sartorius"], resume=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/thesis.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(DataError, match="is not empty and holds no cascade"):
+        fit_cascade(folder / "data", tmp_path / "other", wanted())
+    with pytest.raises(ValueError, match="did you mean 'fine_voxels'"):
+        plan_cascade({}, recipe={}, cascade={"fine_voxel": 3}, preset="ni_cascade")
+    with pytest.raises(DataError, match="there is no such file"):
+        cascade_status(tmp_path / "other")
+
+
+def test_prediction_and_evaluation(run, folder, tmp_path):
+    result = predict(run, folder / "data", tmp_path / "predictions", part="validation")
+    note = read_json(tmp_path / "predictions/predictions.json")
+    assert not result.failures
+    assert result.reduced
+    assert set(result.written) == set(read_json(run / "cascade.json")["split"]["validation"])
+    for subject, path in result.written.items():
+        labels, image = read_volume(path), read_volume(folder / "data/imagesTr" / f"{subject}_0000.nii.gz")
+        assert labels.geometry.same_grid(image.geometry)
+        assert set(note["stages"][subject]["seconds"]) == {"prepare", "groups", "muscles", "join"}
+    assert note["networks"] == 3
+    evaluate(tmp_path / "predictions", folder / "data", tmp_path / "evaluation")
+    assert (tmp_path / "evaluation/report.html").exists()
+
+
+def test_predictions_of_other_muscles_or_boxes_are_not_mixed(run, folder, tmp_path):
+    scan = folder / "data/imagesTr/person_1_0000.nii.gz"
+    predict(run, scan, tmp_path / "out", options=PredictOptions(roi=("soleus",)))
+    assert read_json(tmp_path / "out/predictions.json")["roi"] == ["soleus_left", "soleus_right"]
+    measured = evaluate(tmp_path / "out", folder / "data", tmp_path / "evaluation")
+    assert {row["structure"] for row in measured.rows} == {"soleus_left", "soleus_right"}  # nobody looked for others
+    for options in (PredictOptions(resume=True), PredictOptions(roi=("soleus",), box_seed=3, resume=True)):
+        with pytest.raises(DataError, match="the predictions there have other (roi|box_seed|weights)"):
+            predict(run, scan, tmp_path / "out", options=options)
+
+
+def test_what_cannot_be_predicted(run, folder, tmp_path):
+    scan = folder / "data/imagesTr/person_1_0000.nii.gz"
+    with pytest.raises(DataError, match="is one network of a cascade"):
+        predict(run / "networks/soleus", scan, tmp_path / "out")
+    with pytest.raises(DataError, match="nothing is called spleen"):
+        predict(run, scan, tmp_path / "out", options=PredictOptions(roi=("spleen",)))
+    with pytest.raises(DataError, match="makes no ensemble"):
+        predict([run, run], scan, tmp_path / "out")
+    with pytest.raises(DataError, match="leave out --prior and --engine"):
+        predict(run, scan, tmp_path / "out", options=PredictOptions(engine="onnx"))

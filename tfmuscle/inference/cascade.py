@@ -1,0 +1,312 @@
+"""A scan labelled by a cascade: `predict_cascade`.
+
+Stage 1. The scan is prepared once (axes, intensities). Each group's network sees its region of it on a coarse grid; the
+largest piece of every structure gives a box, which is mapped to the scan's own voxels. A muscle that the coarse grid
+lost gets its box from its neighbours.
+
+Stage 2. Around each box six larger ones are drawn (`Cascade.boxes`, `box_seed`), the muscle's network sees them, a left
+leg mirrored, and the six answers are averaged. The cleaned muscles then share out the voxels.
+
+Which numbers are drawn depends on the seed, the muscle and the side alone: a muscle of a `roi` gets the answer that the
+whole limb would have given it, unless a muscle that was left out would have taken voxels from it.
+
+Networks are opened one at a time and dropped, so that memory holds one of them, whatever their number. The scan is held
+as float32 and as labels; nothing else of its size is. Opening a network takes about a second.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cc3d
+import keras
+import numpy as np
+
+from tfmuscle.cascade import (
+    Box,
+    BoxAverage,
+    CascadePlan,
+    Conflicts,
+    GroupNetwork,
+    Leg,
+    across_axis,
+    clean_muscle,
+    enlarged,
+    mapped,
+    resized_back,
+    resized_linear,
+    structures_of,
+    tight_box,
+)
+from tfmuscle.cascade.plan import MIRRORED, PLAN_FILE, SIDE_AXIS
+from tfmuscle.errors import DataError
+from tfmuscle.inference.runs import DONE_FILE, WEIGHTS_FILE, Run, load_run
+from tfmuscle.inference.volumes import mean_probabilities
+from tfmuscle.labels import SIDES
+from tfmuscle.preprocessing import leg_parts, preprocess, resample_image
+from tfmuscle.volume import Volume
+
+NETWORKS_FOLDER = "networks"
+"""Folder in a cascade's run for the runs of its networks, called after them."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class CascadeResult:
+    """Labels of a scan, and how they came about.
+
+    Attributes:
+        labels: ids on the scan's own grid.
+        placed: structures whose box came from their neighbours.
+        lost: structure -> why it has no voxel.
+        seconds: stage ("prepare", "groups", "muscles", "join") -> seconds.
+    """
+
+    labels: Volume
+    placed: tuple[str, ...] = ()
+    lost: Mapping[str, str] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class CascadeRun:
+    """A trained cascade: the plan, and the folder its networks are opened from."""
+
+    plan: CascadePlan
+    path: Path
+
+    def wanted(self, roi: Iterable[str] = ()) -> tuple[str, ...]:
+        """Returns the muscles that a region of interest asks for: muscles, structures or groups; all without any.
+
+        Raises:
+            ValueError: a name that is none of these.
+        """
+        known: dict[str, tuple[str, ...]] = {group.name: group.muscles for group in self.plan.groups}
+        for muscle, sides in structures_of(self.plan.base.label_map).items():
+            if any(network.name == muscle for network in self.plan.muscles):
+                known |= dict.fromkeys((muscle, *sides.values()), (muscle,))
+        asked = list(roi)
+        if unknown := [name for name in asked if name not in known]:
+            raise ValueError(f"nothing is called {', '.join(unknown)}; there are {', '.join(known)}")
+        muscles = {muscle for name in asked for muscle in known[name]}
+        return tuple(network.name for network in self.plan.muscles if not asked or network.name in muscles)
+
+    def check(self, roi: Iterable[str] = ()) -> tuple[str, ...]:
+        """Returns the muscles asked for, once it is seen that all networks they need have weights.
+
+        Raises:
+            DataError: one has none.
+            ValueError: an unknown name.
+        """
+        muscles = self.wanted(roi)
+        if missing := [name for name in self.needed(muscles) if not (self.folder_of(name) / WEIGHTS_FILE).is_file()]:
+            raise DataError(
+                f"{self.path}: {len(missing)} of its networks are not trained: {', '.join(missing[:5])}"
+                f"{' and more' * (len(missing) > 5)}; go on with 'tfmuscle fit --resume', or name others with --roi"
+            )
+        return muscles
+
+    def needed(self, muscles: Iterable[str]) -> list[str]:
+        """Returns the names of the networks that find these muscles, those of groups first."""
+        wanted = list(muscles)
+        groups = [group.name for group in self.plan.groups if set(group.muscles) & set(wanted)]
+        return [*groups, *(network.name for network in self.plan.muscles if network.name in wanted)]
+
+    def unfinished(self, muscles: Iterable[str]) -> list[str]:
+        """Returns the networks that these muscles need and whose training has not ended."""
+        return [name for name in self.needed(muscles) if not (self.folder_of(name) / DONE_FILE).is_file()]
+
+    def folder_of(self, network: str) -> Path:
+        """Returns the run folder of a network."""
+        return self.path / NETWORKS_FOLDER / network
+
+
+def is_cascade(path: str | Path) -> bool:
+    """Whether a folder is the run of a cascade."""
+    return (Path(path) / PLAN_FILE).is_file()
+
+
+def load_cascade(path: str | Path) -> CascadeRun:
+    """Opens the run folder of a cascade; networks are opened when they are needed.
+
+    Raises:
+        DataError: its plan is missing or damaged.
+    """
+    return CascadeRun(CascadePlan.load(Path(path) / PLAN_FILE), Path(path))
+
+
+def predict_cascade(
+    cascade: CascadeRun,
+    image: Volume,
+    *,
+    roi: Iterable[str] = (),
+    mirror: bool = True,
+    progress: Progress | None = None,
+) -> CascadeResult:
+    """Labels a scan by a cascade, on exactly the scan's own grid.
+
+    Args:
+        cascade: from `load_cascade`.
+        image: `(I, J, K, C)` with the channels of the plan, or `(I, J, K)` when there is one.
+        roi: muscles, structures or groups to find; all without any.
+        mirror: average stage 1 over mirrored images too, if its networks were trained with mirroring.
+        progress: called with (networks asked, networks to ask).
+
+    Raises:
+        DataError: a network that is needed has not been trained or is damaged, or the scan cannot be used.
+        ValueError: an unknown name in `roi`.
+    """
+    muscles = cascade.check(roi)
+    plan, clock = cascade.plan, _Clock()
+    groups = [group for group in plan.groups if set(group.muscles) & set(muscles)]
+    tick = _counter(progress, len(groups) + len(muscles))
+    scan, _ = preprocess(image, None, plan.base)
+    clock.next("prepare")
+    boxes: dict[str, Box] = {}
+    placed: list[str] = []
+    lost: dict[str, str] = {}
+    for group in groups:
+        found = _find_group(_open(cascade, group.name), group, scan, mirror=mirror)
+        _place(plan, group, scan, found, boxes=boxes, placed=placed, lost=lost)
+        tick()
+    clock.next("groups")
+    conflicts = Conflicts(scan.geometry, plan.base.label_map)
+    for muscle in muscles:
+        _find_muscle(cascade, muscle, scan, boxes, conflicts, lost)
+        tick()
+    clock.next("muscles")
+    labels, gone = conflicts.result()
+    lost |= dict.fromkeys(gone, "other muscles are surer of all of its voxels")
+    wanted = {name for muscle in muscles for name in structures_of(plan.base.label_map)[muscle].values()}
+    back = Volume(labels.reoriented(image.geometry.orientation).array, image.geometry, image.source)
+    clock.next("join")
+    return CascadeResult(
+        back,
+        tuple(name for name in placed if name in wanted),
+        {name: why for name, why in lost.items() if name in wanted},
+        clock.seconds,
+    )
+
+
+class _Clock:
+    """Seconds of each stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def next(self, stage: str) -> None:
+        now = time.monotonic()
+        self.seconds[stage], self._last = round(now - self._last, 2), now
+
+
+def _counter(progress: Progress | None, total: int) -> Callable[[], None]:
+    done = 0
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
+    return tick
+
+
+def _open(cascade: CascadeRun, name: str) -> Run:
+    """Opens a network and drops what Keras kept of the one before."""
+    keras.backend.clear_session()
+    return load_run(cascade.folder_of(name))
+
+
+def _find_group(run: Run, group: GroupNetwork, scan: Volume, *, mirror: bool) -> dict[str, Box]:
+    """Returns structure -> box on the prepared scan's grid, of the structures that the coarse grid shows."""
+    part = leg_parts(scan, {group.name: group.region})[group.name]
+    coarse = resample_image(part, part.geometry.resized(group.spec.window))
+    probabilities = mean_probabilities(run, coarse.array[np.newaxis], mirror=mirror)[0]
+    classes = probabilities.argmax(axis=-1).astype(np.uint8)
+    found = {}
+    for number, name in enumerate(group.spec.label_map.structures, start=1):
+        mask = classes == number
+        if mask.any():
+            largest = cc3d.largest_k(mask, k=1, connectivity=26, binary_image=True) > 0
+            box = tight_box(largest, 1)
+            if box is not None:
+                found[name] = mapped(box, coarse.geometry, scan.geometry)
+    return found
+
+
+def _place(
+    plan: CascadePlan,
+    group: GroupNetwork,
+    scan: Volume,
+    found: Mapping[str, Box],
+    *,
+    boxes: dict[str, Box],
+    placed: list[str],
+    lost: dict[str, str],
+) -> None:
+    """Adds a box for every structure of a group, from its neighbours where it was not found, or why there is none."""
+    sides = structures_of(plan.base.label_map)
+    for side in SIDES:
+        names = {muscle: sides[muscle][side] for muscle in group.muscles if side in sides[muscle]}
+        leg = Leg({muscle: found[name] for muscle, name in names.items() if name in found}, scan.geometry, side)
+        for muscle, name in names.items():
+            if name in found and plan.settings.placing == "muscle":
+                boxes[name] = found[name]
+                continue
+            try:
+                boxes[name] = plan.neighbours.predict(muscle, leg, box=plan.settings.placing)
+            except DataError as error:
+                lost[name] = str(error)
+                continue
+            if name not in found:
+                placed.append(name)
+
+
+def _find_muscle(
+    cascade: CascadeRun,
+    muscle: str,
+    scan: Volume,
+    boxes: Mapping[str, Box],
+    conflicts: Conflicts,
+    lost: dict[str, str],
+) -> None:
+    """Lets a muscle claim its voxels, on the sides where it has a box."""
+    plan, run = cascade.plan, None
+    number = [network.name for network in plan.muscles].index(muscle)
+    for side, name in structures_of(plan.base.label_map)[muscle].items():
+        if name not in boxes:
+            continue
+        run = run or _open(cascade, muscle)
+        random = np.random.default_rng([plan.settings.box_seed, number, SIDES.index(side)])
+        region, probability = _probability(run, scan, boxes[name], side, random, cascade=cascade)
+        mask = clean_muscle(probability, across=across_axis(scan.geometry))
+        if not mask.any():
+            lost[name] = "its network finds nothing in its box"
+        conflicts.claim(name, region, probability, mask)
+
+
+def _probability(
+    run: Run, scan: Volume, box: Box, side: str, random: np.random.Generator, *, cascade: CascadeRun
+) -> tuple[Box, np.ndarray]:
+    """Returns where the network looked, on the scan's own grid, and the averaged probability there."""
+    settings, window = cascade.plan.settings, run.spec.window
+    nominal = scan.geometry.resampled(run.spec.spacing or scan.spacing)
+    tight = mapped(box, scan.geometry, nominal, grow_voxels=0)
+    drawn = [enlarged(tight, nominal.shape, random) for _ in range(settings.boxes)]
+    average = BoxAverage(drawn, normalise=settings.fusion)
+    grid = nominal.cropped(average.region.start, average.region.size)
+    around = resample_image(scan, grid).array
+    views = np.stack([resized_linear(around, one.moved(average.region.start), window) for one in drawn])
+    if side == MIRRORED:
+        views = np.ascontiguousarray(np.flip(views, 1 + SIDE_AXIS))
+    found = mean_probabilities(run, views, mirror=True)[..., 1]
+    if side == MIRRORED:
+        found = np.flip(found, 1 + SIDE_AXIS)
+    for one, answer in zip(drawn, found, strict=True):
+        average.add(one, resized_back(answer, one.size))
+    region = mapped(average.region, nominal, scan.geometry, grow_voxels=0)
+    target = scan.geometry.cropped(region.start, region.size)
+    return region, resample_image(Volume(average.result(), grid), target).array
