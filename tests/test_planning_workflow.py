@@ -110,6 +110,14 @@ def test_plan_command(dataset, tmp_path, plan):
     assert f"{tmp_path}: is a folder; name a file" in run("plan", "-i", dataset, "-o", tmp_path, code=1).stderr
 
 
+def test_a_place_for_no_plan_is_refused_before_any_scan_is_read(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr("tfmuscle.workflows.planning.fingerprint", None)
+    write_json(tmp_path / "train.json", {"epochs": 3})
+    for out, message in ((tmp_path, "is a folder; name a file"), (tmp_path / "train.json", "something else, which is")):
+        assert f"{out}: " in (told := run("plan", "-i", dataset, "-o", out, code=1).stderr) and message in told
+    assert read_json(tmp_path / "train.json") == {"epochs": 3}
+
+
 def test_subjects_with_problems_are_left_out_and_listed(dataset, tmp_path):
     root = shutil.copytree(dataset, tmp_path / "scans")
     (root / "imagesTr" / "leg1_0000.nii.gz").write_bytes(b"damaged")

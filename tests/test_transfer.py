@@ -217,6 +217,9 @@ def test_a_start_that_cannot_be_is_named(tiny_records, first, tmp_path):
     (start / "best.keras").write_bytes(b"another network")
     with pytest.raises(DataError, match=r"best\.keras: has changed since .* began; restore it"):
         fit(tiny_records, tmp_path / "run", config_of(model_options=OPTIONS | {"filters": 6}), resume=True)
+    write_json(tmp_path / "run" / "transfer.json", {"weights": "0"})
+    with pytest.raises(DataError, match=r"transfer\.json: says no longer which run to start from; remove .*run and"):
+        fit(tiny_records, tmp_path / "run", config_of(model_options=OPTIONS | {"filters": 6}), resume=True)
 
 
 def test_the_command_tells_what_it_takes(tiny_records, first, tmp_path):

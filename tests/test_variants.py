@@ -47,3 +47,44 @@ def test_twice_the_same_field():
         parse_settings(("epochs=1", "epochs=2"))
     with pytest.raises(ValueError, match="--vary epochs is given twice"):
         parse_vary(("epochs=1", "epochs=2"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("model_options=3", "model_options is 3; an object of options in braces, or FIELD.NAME=VALUE, is needed"),
+        ("loss_options=abc", "loss_options is 'abc'; an object of options"),
+        ("mirror=False", "mirror is 'False'; true or false is needed"),  # a text is true, whatever it says
+        ("epochs=1.5", "epochs is 1.5; a whole number is needed"),
+        ("epochs=many", "epochs is 'many'; a whole number"),
+        ("batch_size=true", "batch_size is True; a whole number"),
+        ("learning_rate=NaN", "learning_rate is nan; a finite number is needed"),
+        ("learning_rate=1e-3x", "learning_rate is '1e-3x'; a finite number"),
+        ("size=64", "size is 64; a list of 2, each a whole number, is needed"),
+        ("size=[64,64,64]", "size is .64, 64, 64.; a list of 2"),
+        ('size=["a","b"]', "each a whole number, is needed"),
+        ("spacing=1", "spacing is 1; a list of 3, each a finite number, or null is needed"),
+        ("loss=5", "loss is 5; a text is needed"),
+        ("prior=true", "prior is decided by the preset"),
+    ],
+)
+def test_values_of_another_type(setting, message):
+    with pytest.raises(ValueError, match=message):
+        sort_settings(parse_settings((setting,)))
+    name, value = next(iter(parse_settings((setting,)).items()))
+    with pytest.raises(ValueError, match=message):
+        candidates_of_study("slices", {name: [value]}, {})
+
+
+def test_values_of_the_right_type_pass():
+    texts = ("size=[64,96]", "spacing=null", "spacing=[3,1.5,1]", "learning_rate=1", "mirror=false", "orientation=SPL")
+    found = [sort_settings(parse_settings((text,))) for text in texts]
+    assert [part for parts in found for part in parts if part] == [
+        {"size": (64, 96)},
+        {"spacing": None},
+        {"spacing": (3, 1.5, 1)},
+        {"learning_rate": 1},
+        {"mirror": False},
+        {"orientation": "SPL"},
+    ]
+    assert sort_settings(parse_settings(('model_options={"filters":8}',)))[1] == {"model_options": {"filters": 8}}

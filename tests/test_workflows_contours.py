@@ -205,6 +205,8 @@ def test_curves_without_a_word_about_their_grid(labels, tmp_path):
         (curve(SQUARE, coordinateUnits="um"), "is in 'um'; mm are needed"),
         (curve(SQUARE, coordinateUnits=["cm", "UCUM", "centimetre"]), r"is in \['cm'.*mm are needed"),
         (curve(SQUARE, coordinateSystem="IJK"), "coordinate system 'IJK'; LPS or RAS is needed"),
+        (curve(SQUARE, coordinateSystem=["LPS"]), r"coordinate system \['LPS'\]; LPS or RAS is needed"),
+        (curve(SQUARE, coordinateSystem=""), "coordinate system ''; LPS or RAS is needed"),
         (curve(SQUARE, controlPoints=None), "has no list of control points"),
         (curve(SQUARE, controlPoints=[{"position": [1, 2]}] * 3), r"has the position \[1, 2\]; three numbers in mm"),
         (curve(SQUARE, controlPoints=[{"position": [1, 2, float("nan")]}] * 3), "three numbers in mm"),
@@ -265,6 +267,55 @@ def test_nothing_is_written_over(labels, drawn, tmp_path):
         fill_contours(drawn, tmp_path / "scan.nii.gz", tmp_path / "scan.nii.gz")
 
 
+def test_files_that_are_not_read_are_named(drawn, tmp_path):
+    """ITK-SNAP and Slicer may save an edited image or curve under a name of their own."""
+    edited = read_label_image(drawn / "labels.nii.gz")
+    write_volume(drawn / "Segmentation.nii.gz", edited)
+    (drawn / "soleus-new.json").write_text(json.dumps(curve(SQUARE)))
+    (drawn / ".DS_Store").touch()
+    assert filled(drawn, tmp_path).unread == ("Segmentation.nii.gz", "soleus-new.json")
+    words = "fill-contours", "-i", drawn, "-r", tmp_path / "scan.nii.gz", "-o"
+    for _ in range(2):  # its own output in the folder is none of them
+        told = run(*words, drawn / "new.nii.gz").output
+        assert "Not read: Segmentation.nii.gz, soleus-new.json; curves end in .mrk.json, an image is given" in told
+    assert filled(drawn / "Segmentation.nii.gz", tmp_path, names=drawn / "labels.label").unread == ()
+
+
+def test_a_scan_of_another_place_is_refused_and_the_folder_named(drawn, tmp_path):
+    far = Geometry(GRID.shape, GRID.affine + np.outer([1, 0, 0, 0], [0, 0, 0, 900.0]))
+    write_volume(tmp_path / "far.nii.gz", Volume(np.zeros(GRID.shape, np.float32), far))
+    with pytest.raises(
+        DataError, match="drawn: 341 of 341 labelled voxels .100 %. lie outside the scan; give the scan that"
+    ):
+        fill_contours(drawn, tmp_path / "far.nii.gz", tmp_path / "new.nii.gz")
+    assert not (tmp_path / "new.nii.gz").exists()
+
+
+def shifted(path, slices):
+    """Writes an empty scan of the same grid, moved along the third axis."""
+    moved = Geometry(GRID.shape, GRID.affine @ np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, slices], [0, 0, 0, 1]]))
+    write_volume(path, Volume(np.zeros(GRID.shape, np.float32), moved))
+    return path
+
+
+def test_labels_beside_the_scan_are_told_or_refused(labels, drawn, tmp_path):
+    """Of the soleus 100 - 9 + 2 * 100 voxels, of the popliteus 50: slice 1 has 100 of 341, slices 1 and 2 have 241."""
+    near, far = shifted(tmp_path / "near.nii.gz", 2), shifted(tmp_path / "far.nii.gz", 3)
+    told = run("contours", "-i", labels, "-o", tmp_path / "near", "-r", near).stderr
+    assert "Note: 100 of 341 labelled voxels (29 %) lie outside the scan and are left out" in told
+    told = run("fill-contours", "-i", drawn, "-r", near, "-o", tmp_path / "new.nii.gz").stderr
+    assert "Note: 100 of 341 labelled voxels (29 %) lie outside" in told
+    message = r"241 of 341 labelled voxels \(71 %\) lie outside the scan; give the scan that they belong to"
+    with pytest.raises(DataError, match=message):
+        contours(labels, tmp_path / "far", reference=far)
+    with pytest.raises(DataError, match=message):
+        fill_contours(drawn, far, tmp_path / "far_new.nii.gz")
+    assert not (tmp_path / "far").exists() and not (tmp_path / "far_new.nii.gz").exists()
+    said = []
+    contours(labels, tmp_path / "same", reference=tmp_path / "scan.nii.gz", say=said.append)
+    assert not said
+
+
 def test_other_inputs_that_are_none(labels, drawn, tmp_path):
     scan = tmp_path / "scan.nii.gz"
     with pytest.raises(ValueError, match="choose one of these endings"):
@@ -275,7 +326,7 @@ def test_other_inputs_that_are_none(labels, drawn, tmp_path):
         contours(scan, tmp_path / "drawn2")
     far = Geometry(GRID.shape, GRID.affine + np.outer([1, 0, 0, 0], [0, 0, 0, 900.0]))
     write_volume(tmp_path / "far.nii.gz", Volume(np.zeros(GRID.shape, np.float32), far))
-    with pytest.raises(DataError, match="no labelled voxel lies in the scan"):
+    with pytest.raises(DataError, match="labelled voxels .100 %. lie outside the scan"):
         contours(labels, tmp_path / "drawn2", reference=tmp_path / "far.nii.gz")
     (drawn / "labels.nii.gz").unlink()
     for content in ({"files": {}}, {"files": {}, "grid": {"shape": [1], "affine": 3}, "labels": {}}):
@@ -288,6 +339,7 @@ def test_other_inputs_that_are_none(labels, drawn, tmp_path):
     for path in drawn.glob("*.mrk.json"):
         path.unlink()
     (drawn / "contours.json").unlink()
+    (drawn / "labels.label").unlink()
     with pytest.raises(DataError, match="no curves"):
         filled(drawn, tmp_path)
 

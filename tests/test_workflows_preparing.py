@@ -91,7 +91,7 @@ def test_scans_without_labels_and_one_that_fails(tmp_path):
     result = run("prepare", "-i", tmp_path / "scans", "-o", tmp_path / "out", "--below-hip", "--margin", 3)
     assert result.exit_code == 1 and "whole: hip found at slice" in result.output
     assert "shank" in result.output and "the hip was not found: the legs are apart in every slice" in result.output
-    assert "Failed: broken" in result.output and "2 subject(s) failed" in result.output
+    assert "Failed: broken" in result.output and "2 failed" in result.output
     names = sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz"))
     assert names == ["whole_0000.nii.gz", "whole_0001.nii.gz"]
     cut = read_volume(tmp_path / "out/whole_0000.nii.gz")

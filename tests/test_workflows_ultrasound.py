@@ -142,7 +142,7 @@ def test_a_recording_that_does_not_fit_is_left_out_and_named(recordings, tmp_pat
         tmp_path / "missing.nii.gz",
     ]
     result = ran("merge-recordings", *(word for image in images for word in ("-i", image)), "-o", tmp_path / "merged")
-    assert result.exit_code == 1 and "2 subject(s) failed" in result.output and "correlation" in result.output
+    assert result.exit_code == 1 and "2 failed" in result.output and "correlation" in result.output
     assert (tmp_path / "merged" / "merged.nii.gz").exists()
     with pytest.raises(DataError, match="no other recording lies on it"):
         merge_recordings(images[:2], tmp_path / "none")

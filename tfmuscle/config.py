@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tfmuscle.errors import DataError
+from tfmuscle.fields import fits, needed
 from tfmuscle.files import read_json, write_json
 from tfmuscle.labels import LabelMap
 
@@ -84,7 +85,8 @@ class _Settings:
         """Reads what `to_dict` wrote; lists become tuples.
 
         Raises:
-            ValueError: an unknown key (the nearest known one is suggested), a missing one, or a value out of range.
+            ValueError: an unknown key (the nearest known one is suggested), a missing one, or a value of another type
+                or out of range.
         """
         if not isinstance(content, Mapping):
             raise ValueError(f"settings are {content!r}; an object with named settings is needed")
@@ -96,6 +98,10 @@ class _Settings:
         values: dict[str, Any] = {key: _tuples(value) for key, value in content.items()}
         if isinstance(labels := values.get("label_map"), Mapping):
             values["label_map"] = LabelMap.from_dict(labels)
+        for item in dataclasses.fields(cls):  # type: ignore[arg-type]
+            is_plain = item.name in values and item.name not in ("label_map", "recipe")
+            if is_plain and not fits(values[item.name], item.type):
+                raise ValueError(f"{item.name} is {values[item.name]!r}; {needed(item.type)} is needed")
         try:
             return cls(**values)
         except TypeError as error:

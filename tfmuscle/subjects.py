@@ -26,7 +26,7 @@ import numpy as np
 
 from tfmuscle.errors import DataError
 from tfmuscle.files import read_json
-from tfmuscle.io import case_id, holds_dicom, is_dicom_folder, read_volume, volume_files
+from tfmuscle.io import VOLUME_SUFFIXES, case_id, holds_dicom, is_dicom_folder, read_volume, volume_files
 from tfmuscle.labels import LabelMap, distinct
 from tfmuscle.volume import Geometry, Volume
 
@@ -152,6 +152,8 @@ def read_dataset(path: str | Path, *, descriptor: str | Path | None = None) -> D
     index = index if descriptor is None else Path(descriptor)
     if not index.is_file():
         raise DataError(f"{root}: holds no dataset.json; write one (as nnU-Net v2) or give a descriptor of the layout")
+    if index.name.lower().endswith(VOLUME_SUFFIXES):
+        raise DataError(f"{path}: is one image; give the dataset's folder")
     content = read_json(index)
     try:
         return _read_layout(root, content)

@@ -111,7 +111,7 @@ def finish(failures: Mapping[str, str]) -> None:
     for subject, reason in failures.items():
         click.echo(f"Failed: {subject}: {' '.join(reason.split())}", err=True)
     if failures:
-        click.echo(f"{len(failures)} subject(s) failed; the others are done.", err=True)
+        click.echo(f"{len(failures)} failed; the others are done.", err=True)
         sys.exit(1)
 
 

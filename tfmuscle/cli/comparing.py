@@ -89,7 +89,7 @@ def study_command(
 
 def _read(options: dict[str, Any]) -> dict[str, Any]:
     folds = options["folds"]
-    if folds != "loocv" and not folds.isdigit():
+    if folds != "loocv" and not folds.isdecimal():
         raise click.UsageError(f"--folds {folds} is neither a number nor loocv")
     settings = checked(parse_settings, options["settings"])
     return options | {"folds": folds if folds == "loocv" else int(folds), "settings": settings}

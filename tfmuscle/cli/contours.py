@@ -1,5 +1,6 @@
 """Commands between labels and contours to be edited: contours, fill-contours."""
 
+import functools
 from pathlib import Path
 
 import click
@@ -21,7 +22,8 @@ def contours_command(source: Path, out: Path, reference: Path | None, names: Pat
 
     bar = Bar()
     try:
-        rows = contours(source, out, names=names, reference=reference, simplified=simplified, progress=bar)
+        say = functools.partial(_note, bar)
+        rows = contours(source, out, names=names, reference=reference, simplified=simplified, progress=bar, say=say)
     finally:
         bar.close()
     columns = ("structure", "id", "curves", "corners", "points", "voxels", "dice")
@@ -43,10 +45,18 @@ def fill_contours_command(source: Path, reference: Path, out: Path, names: Path 
     bar = Bar()
     try:
         scan = (reference, series) if series else reference
-        made = checked(fill_contours, source, scan, out, names=names, progress=bar)
+        say = functools.partial(_note, bar)
+        made = checked(fill_contours, source, scan, out, names=names, progress=bar, say=say)
     finally:
         bar.close()
     print_table([row | {"ml": f"{row['ml']:.3f}"} for row in made.rows], ("id", "structure", "voxels", "ml"))
     if made.missing:
         click.echo(f"No voxel of {', '.join(made.missing)}: background in these labels")
+    if made.unread:
+        click.echo(f"Not read: {', '.join(made.unread)}; curves end in .mrk.json, an image is given itself with -i")
     click.echo(f"{len(made.rows) - len(made.missing)} structures in {out}, read from the {made.source}")
+
+
+def _note(bar: Bar, sentence: str) -> None:
+    bar.close()
+    click.echo(f"Note: {sentence}", err=True)

@@ -35,9 +35,14 @@ def plan_command(dataset: Path, out: Path, mode: str, scale: str) -> None:
     """
     with quiet_start():
         from tfmuscle.planning import plan_rows
-        from tfmuscle.workflows.planning import make_plan, save_plan
+        from tfmuscle.workflows.planning import check_plan_file, make_plan, save_plan
 
-    plan = make_plan(dataset, mode=mode, scale=scale, progress=Bar())
+    check_plan_file(out)
+    bar = Bar()
+    try:
+        plan = make_plan(dataset, mode=mode, scale=scale, progress=bar)
+    finally:
+        bar.close()
     save_plan(out, plan)
     rows = plan_rows(plan)
     print_table(rows, tuple(rows[0]))

@@ -71,6 +71,8 @@ def read_label_image(path: str | Path) -> Volume:
     Raises:
         DataError: as `read_volume`, or a value is no whole number from 0 on.
     """
+    if Path(path).is_dir():
+        raise DataError(f"{path}: is a folder; give one label image")
     volume = read_volume(path)
     array = volume.array
     is_whole = array.dtype.kind in "bui" or (np.isfinite(array).all() and (array == np.rint(array)).all())

@@ -89,7 +89,7 @@ def _points(what: str, markup: dict[str, Any]) -> np.ndarray:
         raise DataError(f"{what} is of the type {kind!r}; only closed curves enclose something, draw it as one")
     if unit not in (None, "", "mm") and not (isinstance(unit, list) and unit[:2] == ["mm", "UCUM"]):
         raise DataError(f"{what} is in {unit!r}; mm are needed, set Slicer's unit of length and save again")
-    if system is not None and system not in _TO_RAS:
+    if system is not None and (not isinstance(system, str) or system not in _TO_RAS):
         raise DataError(f"{what} is in the coordinate system {system!r}; LPS or RAS is needed, save it again")
     controls = markup.get("controlPoints")
     if not isinstance(controls, list) or not all(isinstance(point, dict) for point in controls):

@@ -7,5 +7,6 @@
 
 from tfmuscle.training.deep_supervision import model_options
 from tfmuscle.training.supervised import fit
+from tfmuscle.training.transfer import identify
 
-__all__ = ["fit", "model_options"]
+__all__ = ["fit", "identify", "model_options"]

@@ -77,6 +77,8 @@ def begin(
         DataError: the other run is gone or has changed, or no layer fits.
     """
     note = read_json(run / TRANSFER_FILE)
+    if not all(isinstance(note.get(key), str) for key in ("from", "weights")):
+        raise DataError(f"{run / TRANSFER_FILE}: says no longer which run to start from; remove {run} and begin anew")
     start = Path(note["from"])
     if identify(start)["weights"] != note["weights"]:
         raise DataError(

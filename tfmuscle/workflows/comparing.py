@@ -17,16 +17,17 @@ folds that nobody has (`processes.claimed`), the last one to end sees all result
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tfmuscle.errors import DataError
 from tfmuscle.evaluation.comparison import Comparison
 from tfmuscle.evaluation.published import Published, published_bones
+from tfmuscle.folds import TEST
 from tfmuscle.records import INDEX_FILE, read_index
 from tfmuscle.workflows.building import Progress
-from tfmuscle.workflows.deciding import Job, Planned, claim_folder, decide, make_job
+from tfmuscle.workflows.deciding import CHOOSING_FOLDS, Job, Planned, claim_folder, decide, make_job
 from tfmuscle.workflows.fold_jobs import make_records, read_result, run_fold
 from tfmuscle.workflows.planning import keep_plan
 from tfmuscle.workflows.processes import claimed, claimed_in_turn, run_apart
@@ -188,7 +189,11 @@ def _train_all(
             if other:
                 waiting[name] = f"in work: {other}"
                 continue
-            config = item.config_of(number, job.folds)
+            sound = _sound_folds(job, item)
+            if reason := _without_records(job, number, sound):
+                failures[name] = reason
+                continue
+            config = item.config_of(number, job.folds, sound)
             told = _summed(progress, sum(steps[:place]), steps[place], sum(steps), name)
             place_of = (item.fold(number), item.records, job.dataset.root)
             problem = run_fold(*place_of, config, prior=prior, progress=told)
@@ -197,6 +202,26 @@ def _train_all(
         if progress is not None:
             progress(sum(steps[: place + 1]), sum(steps), name)
     return {name: who for name, who in waiting.items() if not _done_by_now(planned, name)}
+
+
+def _sound_folds(job: Job, item: Planned) -> set[int]:
+    """Returns the folds with a subject that has records; all where there are no records, which training will tell."""
+    try:
+        usable = read_index(item.records).usable
+    except DataError:
+        return set(range(job.folds))
+    return {fold for key, fold in job.split.items() if key in usable and fold != TEST}
+
+
+def _without_records(job: Job, number: int, sound: Collection[int]) -> str:
+    """Says why a fold cannot be left out: nobody in it could be read, or in too few others."""
+    if number not in sound:
+        persons = ", ".join(key for key, fold in job.split.items() if fold == number)
+        return f"no record of {persons}, whom it leaves out: nothing to measure"
+    parts = ("to train", "to choose", "to measure") if job.folds >= CHOOSING_FOLDS else ("to train", "to measure")
+    if len(sound) < len(parts):
+        return f"only {len(sound)} folds have records; {len(parts)} are needed: {', '.join(parts)}"
+    return ""
 
 
 def _done_by_now(planned: Sequence[Planned], name: str) -> bool:

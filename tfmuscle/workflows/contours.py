@@ -45,9 +45,12 @@ from tfmuscle.preprocessing.grid import resample_labels
 from tfmuscle.volume import Geometry, Volume
 
 Progress = Callable[[int, int, str], None]
+Say = Callable[[str], None]
 LABELS, TABLE, ABOUT = "labels.nii.gz", "labels.label", "contours.json"
 _MADE_BY, _FILLED_BY = "tfmuscle contours", "tfmuscle fill-contours"
 _GREY = (128, 128, 128)
+_MOST_OUTSIDE = 0.5
+"""Share of the labelled voxels beyond which a scan cannot be the one they belong to."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class FilledContours:
         rows: per structure its id, voxels and volume.
         missing: structures of the label map without a voxel.
         source: "curves" or "labels", whichever was read.
+        unread: other files in the folder, which may be edits saved under another name.
     """
 
     labels: Volume
@@ -67,6 +71,7 @@ class FilledContours:
     rows: tuple[dict[str, Any], ...]
     missing: tuple[str, ...]
     source: str
+    unread: tuple[str, ...] = ()
 
 
 def contours(
@@ -77,6 +82,7 @@ def contours(
     reference: str | Path | None = None,
     simplified: bool = True,
     progress: Progress | None = None,
+    say: Say | None = None,
 ) -> list[dict[str, Any]]:
     """Writes the contours of labels as closed curves for 3D Slicer, and filled again for ITK-SNAP.
 
@@ -87,6 +93,7 @@ def contours(
         reference: a scan in whose slices the contours shall lie; without it they lie in those of the labels.
         simplified: whether points that are not needed are left out, see `tfmuscle.contours`.
         progress: called with (structures done, structures in all, structure).
+        say: called with what the user should know, one sentence each.
 
     Returns:
         For every structure `structure`, `id`, `curves`, `points` and `corners` (with and before simplifying), `voxels`,
@@ -100,7 +107,7 @@ def contours(
     _check_free(out)
     labels = read_label_image(source)
     if reference is not None:
-        labels = _on_grid(labels, read_volume(reference, channel=0).geometry)
+        labels = _on_grid(labels, read_volume(reference, channel=0).geometry, say)
     label_map = _label_map(source, labels, read_label_table(names) if names is not None else names_of(source))
     found = contours_of(labels, label_map, simplified=simplified)
     again = labels_from_contours(found, labels.geometry, label_map)
@@ -173,13 +180,24 @@ def _label_map(source: Path, labels: Volume, known: LabelMap | None) -> LabelMap
         raise DataError(f"{source}: {error}") from error
 
 
-def _on_grid(labels: Volume, geometry: Geometry) -> Volume:
-    """Returns the labels on the scan's grid: the same voxels where it has them, else those of the nearest voxels."""
+def _on_grid(labels: Volume, geometry: Geometry, say: Say | None) -> Volume:
+    """Returns the labels on the scan's grid: the same voxels where it has them, else those of the nearest voxels.
+
+    A scan of another part or person would silently leave little of them, perhaps whole structures out.
+    """
     turned = labels.reoriented(geometry.orientation)
-    placed = resample_labels(turned, geometry)
-    if labels.array.any() and not placed.array.any():
-        raise DataError(f"{labels.source}: no labelled voxel lies in the scan; give the scan that they belong to")
-    return placed
+    if turned.geometry.same_grid(geometry):
+        return resample_labels(turned, geometry)
+    voxels = np.argwhere(labels.array)
+    places = geometry.index(labels.geometry.world(voxels))
+    outside = int(((places < -0.5) | (places > np.array(geometry.shape) - 0.5)).any(axis=1).sum())
+    told = f"{outside} of {len(voxels)} labelled voxels ({outside / max(1, len(voxels)):.0%}) lie outside the scan"
+    told = told.replace("%", " %")
+    if outside > _MOST_OUTSIDE * len(voxels):
+        raise DataError(f"{labels.source}: {told}; give the scan that they belong to")
+    if outside and say is not None:
+        say(f"{told} and are left out")
+    return resample_labels(turned, geometry)
 
 
 def _check_free(out: Path) -> None:
@@ -216,6 +234,7 @@ def fill_contours(
     *,
     names: str | Path | None = None,
     progress: Progress | None = None,
+    say: Say | None = None,
 ) -> FilledContours:
     """Turns contours, edited or not, into labels on a scan's grid, and writes a JSON with names beside them.
 
@@ -225,6 +244,7 @@ def fill_contours(
         out: the label file to write.
         names: `dataset.json` or another label table; without it the one in the folder or beside the labels.
         progress: called with (files read, files in all, file).
+        say: called with what the user should know, one sentence each.
 
     Raises:
         ValueError: `out` is no label file.
@@ -234,9 +254,10 @@ def fill_contours(
     check_suffix(out)
     scan, series = reference if isinstance(reference, tuple) else (reference, None)
     beside = out.with_name(case_id(out) + ".json")
-    inside = sorted(source.iterdir()) if source.is_dir() else []
-    check_outputs([out, beside], [scan, source, names, *inside])
     check_owner(beside, _FILLED_BY)
+    again = {out.name, beside.name} if beside.exists() and out.parent.resolve() == source.resolve() else set()
+    inside = sorted(path for path in source.iterdir() if path.name not in again) if source.is_dir() else []
+    check_outputs([out, beside], [scan, source, names, *inside])
     geometry = read_volume(scan, channel=0, series=series).geometry
     table = None if names is None else read_label_table(names)
     read = "labels" if _holds_edited_labels(source) else "curves"
@@ -244,10 +265,11 @@ def fill_contours(
         drawn, label_map = _from_image(source / LABELS if source.is_dir() else source, table)
     else:
         drawn, label_map = _from_curves(source, geometry, table, progress)
-    labels = _on_grid(drawn, geometry)
+    labels = _on_grid(Volume(drawn.array, drawn.geometry, str(source)), geometry, say)
     rows = tuple(_counted(labels, label_map))
     missing = tuple(row["structure"] for row in rows if not row["voxels"])
-    made = FilledContours(Volume(labels.array, geometry, str(out)), label_map, rows, missing, read)
+    unread = _unread(source, again)
+    made = FilledContours(Volume(labels.array, geometry, str(out)), label_map, rows, missing, read, unread)
     write_volume(out, made.labels)
     about = {"made_by": _FILLED_BY, "labels": label_map.to_dict(), "structures": list(rows), "missing": list(missing)}
     write_json(beside, {**about, "read_from": read, **provenance()})
@@ -259,6 +281,14 @@ def _counted(labels: Volume, label_map: LabelMap) -> Iterator[dict[str, Any]]:
         if key != 0:
             voxels = int((labels.array == key).sum())
             yield {"structure": name, "id": key, "voxels": voxels, "ml": voxels * labels.geometry.voxel_volume_ml}
+
+
+def _unread(source: Path, written: set[str]) -> tuple[str, ...]:
+    """Returns the names of the files in a folder of contours that are none of its own and hold no curves."""
+    if not source.is_dir():
+        return ()
+    names = {path.name for path in source.iterdir() if not path.name.startswith(".") and path.is_file()}
+    return tuple(sorted(name for name in names - written - {LABELS, TABLE, ABOUT} if not name.endswith(SUFFIX)))
 
 
 def _holds_edited_labels(source: Path) -> bool:
@@ -296,6 +326,7 @@ def _from_curves(
 ) -> tuple[Volume, LabelMap]:
     """Fills the curves of a folder on the grid they were made on; without a word about that, on the scan's."""
     grid, own = scan, None
+    curves = _curves(folder, progress)
     if (folder / ABOUT).is_file():
         about = read_json(folder / ABOUT)
         try:
@@ -305,7 +336,6 @@ def _from_curves(
     label_map = table or own or (read_label_table(folder / TABLE) if (folder / TABLE).is_file() else None)
     if label_map is None:
         raise DataError(f"{folder}: no {ABOUT} in it; give a label table with --labels")
-    curves = _curves(folder, progress)
     found = [
         Contour(plain_name(name.partition("-")[0]), points, name, source=str(path))
         for name, (path, points) in curves.items()

@@ -8,7 +8,8 @@ version of a preset does not change the folds that are left.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ LEAVE_ONE_OUT = "loocv"
 """As many folds as persons."""
 ABOUT_FILE = "about.json"
 SETTINGS_FILE = "settings.json"
+_COMMANDS = {"comparison": "tfmuscle cross-validate", "study": "tfmuscle study"}
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,12 @@ class Planned:
         """Returns the folder of a fold."""
         return self.folder / f"fold_{number}"
 
-    def config_of(self, number: int, folds: int) -> TrainConfig:
-        """Returns the training that leaves a fold out; see `CHOOSING_FOLDS`."""
+    def config_of(self, number: int, folds: int, sound: Collection[int]) -> TrainConfig:
+        """Returns the training that leaves a fold out; the next of the `sound` ones chooses, see `CHOOSING_FOLDS`."""
         if folds < CHOOSING_FOLDS:
             return dataclasses.replace(self.config, fold=number)
-        return dataclasses.replace(self.config, fold=(number + 1) % folds, left_out=number)
+        choosing = min((fold for fold in sound if fold != number), key=lambda fold: (fold - number) % folds)
+        return dataclasses.replace(self.config, fold=choosing, left_out=number)
 
     def is_done(self, number: int) -> bool:
         """Whether a fold is finished."""
@@ -113,7 +116,7 @@ def make_job(
     if not labelled:
         raise DataError(f"{dataset.root}: no subject has labels; models are compared on labelled scans")
     test, seed = (settings or {}).get("test", 0), shared["seed"]
-    if not isinstance(test, int | float):
+    if type(test) not in (int, float) or not 0 <= test < math.inf:
         raise ValueError(f"test is {test!r}; a number of persons, or a share below 1, is needed")
     if folds == LEAVE_ONE_OUT:
         everybody = assign_folds(labelled, folds=1, test=test, seed=seed)
@@ -135,21 +138,26 @@ def claim_folder(job: Job) -> None:
     Raises:
         DataError: it holds other files, or was begun with other subjects, folds, seed or scale.
     """
-    command = {"comparison": "tfmuscle cross-validate", "study": "tfmuscle study"}[job.name]
-    about = {"made_by": command, "dataset": job.dataset.name, "scale": job.scale, "seed": job.seed}
+    about = {"made_by": _COMMANDS[job.name], "dataset": job.dataset.name, "scale": job.scale, "seed": job.seed}
     about |= {"folds": job.folds, "split": dict(job.split)}
     path = job.out / ABOUT_FILE
-    if not path.exists():
-        strangers = [item.name for item in job.out.iterdir()] if job.out.is_dir() else [job.out.name] * job.out.exists()
-        if any(not name.startswith(TEMPORARY_PREFIX) for name in strangers):
-            raise DataError(f"{job.out}: is not empty and holds no comparison; name another folder")
-        write_json(path, about)
+    if job.out.exists() and not job.out.is_dir():
+        raise DataError(f"{job.out}: is a file; name a folder")
+    names = [item.name for item in job.out.iterdir()] if job.out.is_dir() else []
+    others = [name for name in names if name != ABOUT_FILE and not name.startswith(TEMPORARY_PREFIX)]
+    if not path.exists() and others:
+        raise DataError(f"{job.out}: is not empty and holds no comparison; name another folder")
+    if not path.exists() or (not others and read_json(path).get("made_by") in _COMMANDS.values()):
+        write_json(path, about)  # the latter: what was asked for could not be, and nothing was begun
     before = read_json(path)
     for key, value in about.items():
         if before.get(key) != value and key != "split":
             raise DataError(f"{path}: {key} was {before.get(key)!r} and is {value!r} now; name another folder")
     if before.get("split") != about["split"]:
-        raise DataError(f"{path}: other subjects or folds than now, the dataset has changed; name another folder")
+        raise DataError(
+            f"{path}: other subjects or folds than now; the dataset or the setting test has changed, name another"
+            " folder"
+        )
 
 
 def decide(job: Job, candidates: Sequence[Candidate], progress: Progress | None) -> list[Planned]:

@@ -114,7 +114,8 @@ def _context(note: Mapping[str, Any]) -> dict[str, str]:
     """Returns what a table must say about where its numbers come from."""
     if not note:
         return {}
-    context = {key: note.get(key) for key in ("dataset", "part", "model", "preset", "fold", "seed", "epochs", "mirror", "networks")}
+    shown = ("dataset", "part", "model", "networks", "preset", "fold", "seed", "epochs", "mirror")
+    context = {key: note.get(key) for key in shown}
     if note.get("roi"):
         context["only"] = ", ".join(note["roi"])
     context["trained on"] = note.get("trained_on")

@@ -32,6 +32,17 @@ from tfmuscle.workflows.processes import peak_memory_mb, run_apart
 from tfmuscle.workflows.staging import stages_of
 
 RESULT_FILE = "result.json"
+_RESULT_KEYS = (
+    "failures",
+    "predicted",
+    "seconds_per_scan",
+    "training_seconds",
+    "peak_memory_mb",
+    "parameters",
+    "trainable_parameters",
+    "epochs",
+    "hardware",
+)
 PREDICTION_SHARE = 0.1
 """Part of a fold's progress that prediction takes, besides the 1 of training."""
 
@@ -143,12 +154,23 @@ def predict_and_measure(
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """Returns what a finished fold measured, undefined figures as NaN; None when it is not finished."""
+    """Returns what a finished fold measured, undefined figures as NaN; None when it is not finished.
+
+    Raises:
+        DataError: `result.json` is damaged.
+    """
     if not (folder / RESULT_FILE).exists():
         return None
     content = read_json(folder / RESULT_FILE)
-    for row in content["rows"]:
-        row |= {name: math.nan for name in METRICS if row[name] is None}
+    try:
+        for row in content["rows"]:
+            row |= {name: math.nan for name in METRICS if row[name] is None}
+        if missing := [key for key in _RESULT_KEYS if key not in content]:
+            raise KeyError(missing[0])
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"{folder / RESULT_FILE}: is damaged ({error}); remove it, and the fold is measured anew"
+        ) from error
     return content
 
 

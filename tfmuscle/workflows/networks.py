@@ -163,6 +163,12 @@ class Network:
                 raise DataError(f"{run.path}: has other {part} subjects than {self.runs[0].path}; give one of the runs")
         return list(wanted)
 
+    def trained_on(self) -> set[str]:
+        """Returns the subjects that trained one of the runs, or chose its epoch."""
+        files = [run.path / "split.json" for run in self.runs]
+        splits = [read_json(file) for file in files if file.exists()]
+        return {subject for split in splits for part in ("train", "validation") for subject in split.get(part, [])}
+
     def description(self) -> dict[str, Any]:
         """Returns what tables must know of the network, as plain JSON content."""
         runs, first = self.runs, self.runs[0]
@@ -252,6 +258,10 @@ class CascadeNetwork:
     def subjects_of(self, part: str) -> list[str]:
         """Returns the subjects that were this part when the cascade was trained."""
         return list(self.cascade.plan.split.get(part, []))
+
+    def trained_on(self) -> set[str]:
+        """Returns the subjects that trained the networks, or chose their epochs."""
+        return {subject for part in ("train", "validation") for subject in self.subjects_of(part)}
 
     def labels(self, image: Volume, name: str, *, mirror: bool, progress: inference.Progress | None = None) -> Volume:
         """Returns the labels of the scan of subject `name`."""

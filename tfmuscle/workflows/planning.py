@@ -16,6 +16,7 @@ from tfmuscle.config import DataSpec
 from tfmuscle.errors import DataError
 from tfmuscle.files import read_json, write_json
 from tfmuscle.planning import fingerprint, load_plan, plan_nnunet
+from tfmuscle.planning.nnunet import FORMAT
 from tfmuscle.planning.plan_file import check_window, spec_of
 from tfmuscle.presets import get_preset
 from tfmuscle.subjects import Dataset, read_dataset
@@ -51,15 +52,27 @@ def read_plan(path: str | Path) -> dict[str, Any]:
     return load_plan(path)
 
 
+def check_plan_file(path: str | Path) -> Path:
+    """Refuses, before any scan is read, a place where no plan can be written; one with a plan is looked at later.
+
+    Raises:
+        DataError: a folder, or a file that is no plan.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; name a file, such as {path / PLAN_FILE}")
+    if path.exists() and read_json(path).get("format") != FORMAT:
+        raise DataError(f"{path}: holds something else, which is no plan; name another file")
+    return path
+
+
 def save_plan(path: str | Path, plan: Mapping[str, Any]) -> Path:
     """Writes a plan; a file that holds anything else, such as an edited plan, is not replaced.
 
     Raises:
         DataError: the file is there and holds something else.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise DataError(f"{path}: is a folder; name a file, such as {path / PLAN_FILE}")
+    path = check_plan_file(path)
     if path.exists() and read_json(path) != plan:
         raise DataError(f"{path}: holds something else, perhaps edits of yours; name another file, or remove this one")
     write_json(path, plan)

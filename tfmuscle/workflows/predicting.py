@@ -102,8 +102,19 @@ def predict(
     if not single:
         description |= network.details() | {"seconds": seconds, "failures": failures}
         write_json(folder / PREDICTIONS_FILE, description)
+    warnings = (*network.warnings, *_known(network, part, source, list(paths)))
     written = {subject_id: path for subject_id, path in paths.items() if subject_id not in failures}
-    return PredictResult(folder, written, failures, network.warnings, network.is_reduced)
+    return PredictResult(folder, written, failures, warnings, network.is_reduced)
+
+
+def _known(network: Network | CascadeNetwork, part: str | None, source: str | Path, subjects: list[str]) -> list[str]:
+    """Warns when scans of a dataset trained the network that segments them: figures of them would be too good."""
+    if part is not None or not (Path(source) / "dataset.json").exists():
+        return []
+    known = sorted(set(subjects) & network.trained_on())
+    if not known:
+        return []
+    return [f"{len(known)} of {len(subjects)} scans trained this model, e.g. {known[0]}; figures of them are too good"]
 
 
 def _is_one_file(out: Path, num_subjects: int) -> bool:
@@ -148,7 +159,7 @@ def _sources(source: Path, network: Network | CascadeNetwork, part: str | None) 
     if not wanted:
         raise DataError(
             f"{network.folder}: the run has no {part} subjects; build records with --test, or train with --left-out, to"
-            " hold some out"
+            " hold some out, or use --split validation"
         )
     return tuple(found[subject_id] for subject_id in wanted)
 

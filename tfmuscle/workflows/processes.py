@@ -71,9 +71,9 @@ def run_apart(function: Callable[..., Any], *arguments: Any, progress: Progress 
                 progress(*content)
     except (EOFError, ConnectionError):
         process.join(_JOIN_SECONDS)
-        raise DataError(
-            f"its process was killed (exit code {process.exitcode}; out of memory?); run again, which repeats it"
-        ) from None
+        code = process.exitcode
+        how = "was killed" if code is None or code < 0 else "ended"
+        raise DataError(f"its process {how} (exit code {code}; out of memory?); run again, which repeats it") from None
     except BaseException:
         process.terminate()  # a result would be of no use any more
         raise
@@ -87,8 +87,8 @@ def run_apart(function: Callable[..., Any], *arguments: Any, progress: Progress 
 
 def _serve(connection: Connection) -> None:
     start_worker()
-    function, arguments, wants_progress = connection.recv()
     try:
+        function, arguments, wants_progress = connection.recv()
         result = function(*arguments, progress=_relay(connection) if wants_progress else None)
         connection.send(("result", result))
     except MemoryError:

@@ -3,6 +3,7 @@
 Everything here is made from the files of finished folds, so that any process that ends sees what all have done.
 """
 
+import filecmp
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,8 +14,9 @@ from tfmuscle.evaluation.comparison import Comparison, ModelResult, comparison_t
 from tfmuscle.evaluation.comparison_page import plus_minus, write_comparison
 from tfmuscle.evaluation.published import Published
 from tfmuscle.evaluation.results import ALL_STRUCTURES, mean
-from tfmuscle.files import atomic_path, read_json, write_json
+from tfmuscle.files import atomic_path, read_json, sha256, write_json
 from tfmuscle.folds import TEST
+from tfmuscle.postprocessing import CLEANING_FILE
 from tfmuscle.workflows.building import Progress
 from tfmuscle.workflows.deciding import CHOOSING_FOLDS, Job, Planned, person_of
 from tfmuscle.workflows.fold_jobs import choose_and_measure_cleaning, read_result
@@ -144,14 +146,17 @@ def _context(job: Job, facts: Mapping[str, Mapping[str, Sequence[Any]]]) -> dict
 
 
 def collect(item: Planned, found: Mapping[int, Mapping[str, Any]]) -> dict[str, Path]:
-    """Copies the predictions of all folds into one folder; returns subject -> file."""
+    """Copies the predictions of all folds into one folder; returns subject -> file.
+
+    A fold that was thrown away and done again has other labels; those there already are compared byte by byte.
+    """
     folder, notes = item.folder / PREDICTIONS, []
     collected: dict[str, Path] = {}
     for number, result in found.items():
         notes.append(read_json(item.fold(number) / PREDICTIONS / "predictions.json"))
         for key in result["predicted"]:
             source, collected[key] = item.fold(number) / PREDICTIONS / f"{key}.nii.gz", folder / f"{key}.nii.gz"
-            if not collected[key].exists():
+            if not collected[key].exists() or not filecmp.cmp(source, collected[key], shallow=False):
                 with atomic_path(collected[key]) as temporary:
                     shutil.copyfile(source, temporary)
     merged = {key: value for key, value in notes[0].items() if key not in ("weights", "history", "fold")}
@@ -170,10 +175,12 @@ def _cleaning(
     failures: dict[str, str],
     progress: Progress | None,
 ) -> list[dict[str, Any]]:
-    """Chooses the cleaning, once, and returns Dice before and after as a table."""
+    """Chooses the cleaning, once for the same predictions, and returns Dice before and after as a table."""
     path, name = item.folder / CLEANING_TABLE, item.candidate.name
     references = {s.subject_id: s.labels for s in job.dataset.subjects if s.labels is not None}
-    if not path.exists() or sorted(read_json(path)["subjects"]) != sorted(predictions):
+    labels = {key: sha256(prediction) for key, prediction in predictions.items()}
+    chosen = path.exists() and (item.folder / CLEANING_FILE).exists() and read_json(path).get("labels") == labels
+    if not chosen:
         try:
             label_map = item.spec.label_map
             rows = run_apart(
@@ -182,7 +189,7 @@ def _cleaning(
         except (DataError, ValueError) as error:
             failures[f"{name}, cleaning"] = " ".join(str(error).split())
             return []
-        write_json(path, {"subjects": sorted(predictions), "rows": rows})
+        write_json(path, {"labels": labels, "rows": rows})
     rows = read_json(path)["rows"]
     table = []
     for structure in (*dict.fromkeys(row["structure"] for row in rows), ALL_STRUCTURES):

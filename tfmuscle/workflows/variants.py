@@ -5,7 +5,8 @@ become samples), `TrainConfig` and `Supervised` (training); `model_options.NAME`
 options of architecture and loss. A study's candidates are all combinations of the varied values.
 
 What decides who is compared with whom (folds, the fold left out, the split's seed, the label map) is no setting here:
-every candidate must see the same subjects. `seed` is that of the training.
+every candidate must see the same subjects. `seed` is that of the training. Values must be of the field's type: a text
+"False" is no `mirror=false`, and `epochs=1.5` would end a job of days after its records are made.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tfmuscle.config import DataSpec, Supervised, TrainConfig
+from tfmuscle.fields import fits, needed
 from tfmuscle.presets import get_preset
 
 OPTION_FIELDS = ("model_options", "loss_options")
@@ -108,8 +110,8 @@ def candidates_of_study(
         )
     if not vary:
         raise ValueError("nothing is varied; name a field and its values, e.g. learning_rate=1e-3,1e-4")
-    sort_settings(dict.fromkeys(vary))
     for name, values in vary.items():
+        _place_of(name)
         texts = [json.dumps(value) for value in values]
         if not texts or len(set(texts)) < len(texts):
             raise ValueError(f"{name} is varied over {', '.join(texts) or 'nothing'}; give values, each once")
@@ -129,30 +131,37 @@ def sort_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     """Returns the fields of `DataSpec`, of `TrainConfig` and of `Supervised` among `settings`; lists become tuples.
 
     Raises:
-        ValueError: an unknown name (the nearest is suggested), or one that is decided otherwise.
+        ValueError: an unknown name (the nearest is suggested), one that is decided otherwise, or a value that is not of
+            the field's type.
 
     >>> sort_settings({"size": [64, 64], "model_options.filters": 8, "loss": "dice"})
     ({'size': (64, 64)}, {'model_options': {'filters': 8}}, {'loss': 'dice'})
     """
-    parts: tuple[dict[str, Any], ...] = ({}, {}, {})
-    fields = [[item.name for item in dataclasses.fields(cls)] for cls in (TrainConfig, Supervised, DataSpec)]
-    places = dict(zip(("training", "recipe", "data"), fields, strict=True))
-    order = {"data": 0, "training": 1, "recipe": 2}
+    parts: dict[str, dict[str, Any]] = {"data": {}, "training": {}, "recipe": {}}
     for name, value in settings.items():
-        head, dot, option = name.partition(".")
-        place = next((place for place, known in places.items() if head in known), None)
-        if head in _DECIDED:
-            raise ValueError(f"{name} is the same for all that is compared; it is no setting to give or to vary here")
-        if place is None or (bool(dot) and (head not in OPTION_FIELDS or not option)):
-            raise ValueError(f"no setting is called {name!r}; {_nearest(name, sum(places.values(), []))}")
-        part = parts[order[place]]
+        (place, item), (head, dot, option) = _place_of(name), name.partition(".")
+        part = parts[place]
         if dot:
             part[head] = part.get(head, {}) | {option: value}
-        elif head in OPTION_FIELDS:
-            part[head] = dict(value or {}) | part.get(head, {})
+        elif not fits(_tuples(value), item.type):
+            raise ValueError(f"{name} is {value!r}; {needed(item.type)} is needed")
         else:
-            part[head] = _tuples(value)
-    return parts[0], parts[1], parts[2]
+            part[head] = dict(value) | part.get(head, {}) if head in OPTION_FIELDS else _tuples(value)
+    return parts["data"], parts["training"], parts["recipe"]
+
+
+def _place_of(name: str) -> tuple[str, dataclasses.Field[Any]]:
+    """Returns the part that a setting belongs to, and its field; refuses a name that is no setting."""
+    classes = (("training", TrainConfig), ("recipe", Supervised), ("data", DataSpec))
+    fields = {item.name: (place, item) for place, cls in reversed(classes) for item in dataclasses.fields(cls)}
+    head, dot, option = name.partition(".")
+    if head in _DECIDED:
+        raise ValueError(f"{name} is the same for all that is compared; it is no setting to give or to vary here")
+    if head == "prior":
+        raise ValueError("prior is decided by the preset; compare nnunet_3d_lowres with nnunet_3d_cascade")
+    if head not in fields or (bool(dot) and (head not in OPTION_FIELDS or not option)):
+        raise ValueError(f"no setting is called {name!r}; {_nearest(name, list(fields))}")
+    return fields[head]
 
 
 def _nearest(name: str, fields: Sequence[str]) -> str:
