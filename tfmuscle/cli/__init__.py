@@ -9,11 +9,13 @@ keeps its traceback. Subjects that failed are listed last, and the exit code is 
 """
 
 from tfmuscle.cli import (
+    cascade,
     comparing,
     contours,
     data,
     importing,
     learning,
+    muscles,
     planning,
     predicting,
     preparing,
@@ -24,12 +26,14 @@ from tfmuscle.cli import (
 from tfmuscle.cli.base import tfmuscle_group
 
 __all__ = [
+    "cascade",
     "comparing",
     "contours",
     "data",
     "importing",
     "learning",
     "main",
+    "muscles",
     "planning",
     "predicting",
     "preparing",

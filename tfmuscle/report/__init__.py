@@ -6,17 +6,21 @@ Names may come from a stranger's file: HTML is escaped, and in figures matplotli
 
 from tfmuscle.report.comparisons import difference_plot, model_boxes
 from tfmuscle.report.figures import box_plot, figure_png, training_curves
+from tfmuscle.report.histograms import histogram
 from tfmuscle.report.overlays import informative_slices, overlay
 from tfmuscle.report.page import Section, html_page
+from tfmuscle.report.rendering import rendering
 
 __all__ = [
     "Section",
     "box_plot",
     "difference_plot",
     "figure_png",
+    "histogram",
     "html_page",
     "informative_slices",
     "model_boxes",
     "overlay",
+    "rendering",
     "training_curves",
 ]
