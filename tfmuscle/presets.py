@@ -64,7 +64,7 @@ _NNUNET_LAPTOP = {"training": {"epochs": 7, "steps": 50, "learning_rate": 0.1, "
 _NNUNET_2D_LAPTOP = {"training": {"epochs": 6, "steps": 50, "batch_size": 6, "learning_rate": 0.05, "momentum": 0.9}}
 _NI_TRAINING = {"model": "unet", "batch_size": 1, "learning_rate": 0.01, "schedule": "constant"}
 _NI_RECIPE = {"loss": "cross_entropy", "augmentation": "ni"}
-_NI_OPTIONS = {"norm": "batch", "pooling": "max", "max_filters": 1024}
+_NI_OPTIONS = {"norm": "batch", "pooling": "max", "max_filters": 1024, "slope": 0.0}
 _NI_LAPTOP = {"batch_size": 2, "learning_rate": 3e-3, "schedule": "cosine"}
 _SEED002_LAPTOP = {"training": {"epochs": 6, "steps": 50}}
 

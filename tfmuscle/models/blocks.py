@@ -5,7 +5,7 @@ initialisation for that slope, batch normalisation with ε 1e-5 and momentum 0.9
 normalisation as `GroupNormalization(groups=-1)` with ε 1e-5. The latter was measured on 2 CPU cores: a training step
 of a 3D U-Net takes as long as with batch normalisation, and as with a hand-written layer, so there is none.
 
-A block takes `strides` (one factor per axis), `norm` and `kernel`; its layers are called `<name>_...`.
+A block takes `strides` (one factor per axis), `norm`, `kernel` and `slope`; its layers are called `<name>_...`.
 """
 
 from collections.abc import Sequence
@@ -77,33 +77,59 @@ def normalise(x, norm: str, *, name: str):
     return x
 
 
-def activate(x, *, name: str):
-    """LeakyReLU with slope 0.01."""
-    return layers.LeakyReLU(negative_slope=LEAKY_SLOPE, name=name)(x)
+def activate(x, *, name: str, slope: float = LEAKY_SLOPE):
+    """LeakyReLU; with slope 0 that is ReLU."""
+    return layers.LeakyReLU(negative_slope=slope, name=name)(x)
 
 
-def plain_block(x, filters: int, *, strides: tuple[int, ...], norm: str, name: str, kernel: Edges = 3):
+def plain_block(
+    x,
+    filters: int,
+    *,
+    strides: tuple[int, ...],
+    norm: str,
+    name: str,
+    kernel: Edges = 3,
+    slope: float = LEAKY_SLOPE,
+):
     """Two times convolution, normalisation, activation; the first convolution takes the strides (nnU-Net)."""
     for n in range(2):
         x = convolution(x, filters, kernel=kernel, strides=strides if n == 0 else 1, name=f"{name}_conv{n}")
-        x = activate(normalise(x, norm, name=f"{name}_norm{n}"), name=f"{name}_act{n}")
+        x = activate(normalise(x, norm, name=f"{name}_norm{n}"), name=f"{name}_act{n}", slope=slope)
     return x
 
 
-def residual_block(x, filters: int, *, strides: tuple[int, ...], norm: str, name: str, kernel: Edges = 3):
+def residual_block(
+    x,
+    filters: int,
+    *,
+    strides: tuple[int, ...],
+    norm: str,
+    name: str,
+    kernel: Edges = 3,
+    slope: float = LEAKY_SLOPE,
+):
     """Returns act(F(x) + P(x)); F is two convolutions, P averages and projects x where the shapes differ."""
     shortcut = average(x, strides, name=f"{name}_shortcut_pool")
     if shortcut.shape[-1] != filters:
         shortcut = convolution(shortcut, filters, kernel=1, use_bias=False, name=f"{name}_shortcut_conv")
         shortcut = normalise(shortcut, norm, name=f"{name}_shortcut_norm")
     x = convolution(x, filters, kernel=kernel, strides=strides, name=f"{name}_conv0")
-    x = activate(normalise(x, norm, name=f"{name}_norm0"), name=f"{name}_act0")
+    x = activate(normalise(x, norm, name=f"{name}_norm0"), name=f"{name}_act0", slope=slope)
     x = normalise(convolution(x, filters, kernel=kernel, name=f"{name}_conv1"), norm, name=f"{name}_norm1")
-    return activate(layers.Add(name=f"{name}_add")([x, shortcut]), name=f"{name}_act1")
+    return activate(layers.Add(name=f"{name}_add")([x, shortcut]), name=f"{name}_act1", slope=slope)
 
 
 def dense_block(
-    x, filters: int, *, strides: tuple[int, ...], norm: str, name: str, kernel: Edges = 3, dropout: float = 0.0
+    x,
+    filters: int,
+    *,
+    strides: tuple[int, ...],
+    norm: str,
+    name: str,
+    kernel: Edges = 3,
+    slope: float = LEAKY_SLOPE,
+    dropout: float = 0.0,
 ):
     """Four layers norm, activation, convolution, each fed all earlier maps; returns their `filters` maps together.
 
@@ -113,7 +139,7 @@ def dense_block(
     new: list = []
     for n in range(DENSE_LAYERS):
         known = layers.Concatenate(name=f"{name}_known{n}")([x, *new]) if new else x
-        known = activate(normalise(known, norm, name=f"{name}_norm{n}"), name=f"{name}_act{n}")
+        known = activate(normalise(known, norm, name=f"{name}_norm{n}"), name=f"{name}_act{n}", slope=slope)
         maps = convolution(known, filters // DENSE_LAYERS, kernel=kernel, name=f"{name}_conv{n}")
         new.append(layers.Dropout(dropout, name=f"{name}_dropout{n}")(maps) if dropout else maps)
     return layers.Concatenate(name=f"{name}_maps")(new)

@@ -54,7 +54,7 @@ def fcn8s(
     image = x = keras.Input(tuple(input_shape), name="image")
     scores = []
     for level in range(LEVELS):
-        x = plain_block(x, filters * 2**level, strides=(1,) * axes, norm=norm, name=f"encoder{level}")
+        x = plain_block(x, filters * 2**level, strides=(1,) * axes, norm=norm, slope=0.0, name=f"encoder{level}")
         x = max_pool(x, (2,) * axes, name=f"pool{level}")
         if level >= LEVELS - 3:
             scores.append(convolution(x, num_classes, kernel=1, name=f"score{level}"))

@@ -87,7 +87,7 @@ def _repeat(x, factor: tuple[int, ...], *, name: str):
 def _convolutions(x, widths: Sequence[int], norm: str, *, name: str):
     for n, width in enumerate(widths):
         x = convolution(x, width, name=f"{name}_conv{n}")
-        x = activate(normalise(x, norm, name=f"{name}_norm{n}"), name=f"{name}_act{n}")
+        x = activate(normalise(x, norm, name=f"{name}_norm{n}"), name=f"{name}_act{n}", slope=0.0)
     return x
 
 

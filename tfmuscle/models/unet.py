@@ -21,7 +21,17 @@ import keras
 from keras import layers
 
 from tfmuscle.models._pooling import fitting_levels, per_level, planned_poolings, poolings
-from tfmuscle.models.blocks import BLOCKS, DENSE_LAYERS, NORMS, Edges, convolution, head, max_pool, upsample
+from tfmuscle.models.blocks import (
+    BLOCKS,
+    DENSE_LAYERS,
+    LEAKY_SLOPE,
+    NORMS,
+    Edges,
+    convolution,
+    head,
+    max_pool,
+    upsample,
+)
 
 FACTS = {
     "source": "Ronneberger et al. 2015, in the form of nnU-Net (Isensee et al. 2021)",
@@ -49,6 +59,7 @@ def unet(
     kernels: Sequence[Edges] | None = None,
     pooling: str = "stride",
     dense_dropout: float = 0.0,
+    slope: float = LEAKY_SLOPE,
 ) -> keras.Model:
     """Builds a U-Net.
 
@@ -68,6 +79,7 @@ def unet(
         kernels: odd edges of the convolutions in voxels, one number or one per axis for each level; None is 3.
         pooling: `stride` or `max`, how the encoder gets from one level to the next.
         dense_dropout: share of its maps that each layer of a dense block drops in training.
+        slope: of the activation for negative input; 0 is ReLU.
 
     Returns:
         Model with the input `image` and the output `probabilities` `(..., num_classes)` float32.
@@ -83,7 +95,10 @@ def unet(
         raise ValueError(f"pooling is {pooling!r}; choose one of {', '.join(POOLINGS)}")
     if dense_dropout and (block != "dense" or not 0 <= dense_dropout < 1):
         raise ValueError(f"dense_dropout is {dense_dropout!r}; only dense blocks have it, from 0 to below 1")
-    build = functools.partial(BLOCKS[block], norm=norm, **({"dropout": dense_dropout} if block == "dense" else {}))
+    if not 0 <= slope < 1:
+        raise ValueError(f"slope is {slope!r}; a number from 0 (ReLU) to below 1 is needed")
+    dropped = {"dropout": dense_dropout} if block == "dense" else {}
+    build = functools.partial(BLOCKS[block], norm=norm, slope=slope, **dropped)
     image = keras.Input(tuple(input_shape), name="image")
     # A dense block starts with norm and activation, which would discard the dark half of the image itself.
     x = convolution(image, widths[0], name="stem") if block == "dense" else image

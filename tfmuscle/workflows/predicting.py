@@ -108,13 +108,14 @@ def predict(
 
 
 def _known(network: Network | CascadeNetwork, part: str | None, source: str | Path, subjects: list[str]) -> list[str]:
-    """Warns when scans of a dataset trained the network that segments them: figures of them would be too good."""
+    """Warns when scans of a dataset have names of those that trained the network: figures of them would be too good."""
     if part is not None or not (Path(source) / "dataset.json").exists():
         return []
     known = sorted(set(subjects) & network.trained_on())
     if not known:
         return []
-    return [f"{len(known)} of {len(subjects)} scans trained this model, e.g. {known[0]}; figures of them are too good"]
+    same = f"{len(known)} of {len(subjects)} scans are called like scans that trained this model, e.g. {known[0]}"
+    return [f"{same}; if they are the same, figures of them are too good, and --split names those left out"]
 
 
 def _is_one_file(out: Path, num_subjects: int) -> bool:
