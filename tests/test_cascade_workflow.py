@@ -10,7 +10,7 @@ import pytest
 from tfmuscle import records
 from tfmuscle.cascade import CascadePlan
 from tfmuscle.errors import DataError
-from tfmuscle.files import read_json
+from tfmuscle.files import read_json, write_json
 from tfmuscle.io import read_volume, write_volume
 from tfmuscle.preprocessing import resample_labels
 from tfmuscle.workflows import cascade as workflow
@@ -191,6 +191,17 @@ def test_prediction_and_evaluation(run, folder, tmp_path):
     assert note["networks"] == 3
     evaluate(tmp_path / "predictions", folder / "data", tmp_path / "evaluation")
     assert (tmp_path / "evaluation/report.html").exists()
+
+
+def test_scans_that_trained_the_model_are_told(run, folder, tmp_path):
+    options = PredictOptions(roi=("popliteus",))
+    whole = predict(run, folder / "data", tmp_path / "a", options=options)
+    assert any("3 of 3 scans are called like scans that trained this model" in text for text in whole.warnings)
+    other = shutil.copytree(folder / "data", tmp_path / "other")
+    write_json(other / "dataset.json", read_json(other / "dataset.json") | {"channel_names": {"0": "water"}})
+    for source, part in ((folder / "data", "validation"), (other, None)):
+        warnings = predict(run, source, tmp_path / f"b{part}", part=part, options=options).warnings
+        assert not any("called like scans" in text for text in warnings)
 
 
 def test_predictions_of_other_muscles_or_boxes_are_not_mixed(run, folder, tmp_path):

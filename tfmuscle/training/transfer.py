@@ -237,7 +237,8 @@ def _tried(
 def _seen(source: Run, spec: DataSpec, validation: Mapping[str, Any]) -> str:
     """Says which validation subjects the other network was trained on, as far as names can tell."""
     path = source.path / "split.json"
-    known = read_json(path).get("train", []) if path.exists() and source.spec.name == spec.name else []
+    same = (source.spec.name, source.spec.channels) == (spec.name, spec.channels)
+    known = read_json(path).get("train", []) if path.exists() and same else []
     seen = [subject for subject in validation if subject in known]
     return f"; it was trained on {len(seen)} of them, so expect less of scans it never saw" if seen else ""
 

@@ -89,7 +89,7 @@ def _claim(out: Path, description: Mapping[str, Any]) -> None:
 
 def _phantom_dataset_json(kind: str, contrast: str | None, label_map: LabelMap, subjects: int) -> dict[str, Any]:
     return {
-        "name": f"phantom_{kind}",
+        "name": f"phantom_{kind}" + (f"_{contrast}" if contrast else ""),
         "description": f"synthetic {kind} limbs made by tfmuscle; no patient",
         "licence": "CC0-1.0",
         "channel_names": {"0": PHANTOM_CHANNELS[contrast or ("ultrasound" if kind == "ultrasound" else "t1")]},

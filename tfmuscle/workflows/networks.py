@@ -163,6 +163,10 @@ class Network:
                 raise DataError(f"{run.path}: has other {part} subjects than {self.runs[0].path}; give one of the runs")
         return list(wanted)
 
+    def datasets(self) -> set[str]:
+        """Returns the names of the datasets that trained the runs."""
+        return {run.spec.name for run in self.runs}
+
     def trained_on(self) -> set[str]:
         """Returns the subjects that trained one of the runs, or chose its epoch."""
         files = [run.path / "split.json" for run in self.runs]
@@ -258,6 +262,10 @@ class CascadeNetwork:
     def subjects_of(self, part: str) -> list[str]:
         """Returns the subjects that were this part when the cascade was trained."""
         return list(self.cascade.plan.split.get(part, []))
+
+    def datasets(self) -> set[str]:
+        """Returns the name of the dataset that trained the networks."""
+        return {self.cascade.plan.base.name}
 
     def trained_on(self) -> set[str]:
         """Returns the subjects that trained the networks, or chose their epochs."""

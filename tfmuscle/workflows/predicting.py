@@ -111,6 +111,9 @@ def _known(network: Network | CascadeNetwork, part: str | None, source: str | Pa
     """Warns when scans of a dataset have names of those that trained the network: figures of them would be too good."""
     if part is not None or not (Path(source) / "dataset.json").exists():
         return []
+    dataset = read_dataset(source)
+    if dataset.name not in network.datasets() or dataset.channels != network.channels:
+        return []
     known = sorted(set(subjects) & network.trained_on())
     if not known:
         return []
