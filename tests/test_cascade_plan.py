@@ -21,7 +21,7 @@ GRID = Geometry((100, 60, 80), TURN)  # SPL: slices of 5 mm upwards, rows to the
 
 
 def plan_of(boxes, settings=SETTINGS, base=BASE):
-    return make_plan(settings, base, {"a": Observation(GRID, boxes)}, SPLIT)
+    return make_plan(settings, base, {"a": Observation(GRID, boxes)}, SPLIT, {"a": 0})
 
 
 def pair(muscle, left, right):
@@ -122,6 +122,13 @@ def test_what_cannot_be_planned():
         Cascade(groups=(("soleus",), ("soleus",)))
     with pytest.raises(ValueError, match="region_margin"):
         Cascade(region_margin=1.5)
+    with pytest.raises(ValueError, match="box_seed is -1"):
+        Cascade(box_seed=-1)
+    with pytest.raises(ValueError, match="the dataset has no biceps; it has rectus_femoris"):
+        plan_of(THIGH, replace(SETTINGS, groups=(("biceps", "soleus"),)))
+    hostile = replace(BASE, label_map=LabelMap({1: "../soleus"}))
+    with pytest.raises(ValueError, match="cannot name a network"):
+        plan_of({"../soleus": CALF["soleus_left"]}, replace(SETTINGS, groups=(("../soleus",),)), hostile)
     with pytest.raises(ValueError, match="no network is called sartorius; there are group_01"):
         plan_of(THIGH).named(["sartorius"])
 
@@ -147,6 +154,10 @@ def test_a_damaged_plan_is_named(tmp_path):
     content = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(content | {"groups": [{"name": "x"}]}), encoding="utf-8")
     with pytest.raises(DataError, match="is damaged"):
+        CascadePlan.load(path)
+    hostile = content | {"muscles": [{"name": "../../x", "spec": content["muscles"][0]["spec"]}]}
+    path.write_text(json.dumps(hostile), encoding="utf-8")
+    with pytest.raises(DataError, match="is damaged .*cannot name a network"):
         CascadePlan.load(path)
     path.write_text(json.dumps({"format": "something"}), encoding="utf-8")
     with pytest.raises(DataError, match="is no plan of a cascade"):

@@ -16,7 +16,7 @@ from tfmuscle.cascade import make_plan, observe
 from tfmuscle.config import Cascade, DataSpec, Supervised, TrainConfig
 from tfmuscle.errors import DataError
 from tfmuscle.files import write_json
-from tfmuscle.inference import NETWORKS_FOLDER, load_cascade, predict_cascade
+from tfmuscle.inference import NETWORKS_FOLDER, Run, load_cascade, predict_cascade, volumes
 from tfmuscle.metrics import dice
 from tfmuscle.volume import Geometry, Volume
 
@@ -95,7 +95,7 @@ def scan(seed, orientation="RAS"):
 def write_cascade(folder, settings=SETTINGS, *, half=False, blind=()):
     """Writes the run folder of a cascade whose networks know the phantom; those in `blind` see nothing."""
     seen = {str(seed): observe(cascades.legs(seed)[1], cascades.LABEL_MAP) for seed in range(3)}
-    plan = make_plan(settings, BASE, seen, {"train": list(seen), "validation": [], "test": []})
+    plan = make_plan(settings, BASE, seen, {"train": list(seen), "validation": [], "test": []}, {})
     folder.mkdir(parents=True)
     plan.save(folder / "cascade.json")
     for network in plan.networks:
@@ -201,6 +201,32 @@ def test_what_was_not_found_is_said(tmp_path):
     assert "none of its group-mates" in result.lost["rectus_femoris_left"]
     assert result.lost["popliteus_right"] == "its network finds nothing in its box"
     assert "soleus_left" not in result.lost
+
+
+def test_a_scan_that_shows_much_more_is_told_of(cascade):
+    image, _ = scan(13)
+    assert predict_cascade(cascade, image, roi=["soleus"]).notes == ()
+    wide = np.zeros((64, 36, 80, 4), np.float32)
+    wide[:, :, :40] = image.array
+    (note,) = predict_cascade(
+        cascade, Volume(wide, Geometry((64, 36, 80), image.geometry.affine)), roi=["soleus"]
+    ).notes
+    assert note.startswith("the scan is 2.00 times as long along the limb")
+
+
+def test_boxes_go_through_the_network_within_the_budget(cascade, monkeypatch):
+    image, _ = scan(10)
+    whole = predict_cascade(cascade, image, roi=["popliteus"]).labels.array
+    sizes, probabilities = [], Run.probabilities
+
+    def counted(run, images):
+        sizes.append(len(images))
+        return probabilities(run, images)
+
+    monkeypatch.setattr(Run, "probabilities", counted)
+    monkeypatch.setattr(volumes, "WINDOW_BUDGET_VOXELS", 1)
+    assert np.array_equal(whole, predict_cascade(cascade, image, roi=["popliteus"]).labels.array)
+    assert set(sizes) == {1}
 
 
 def test_progress_and_seconds_of_each_stage(cascade):

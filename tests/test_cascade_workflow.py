@@ -116,7 +116,7 @@ def test_states_tell_who_is_done(run):
 
 def test_a_finished_network_is_never_trained_again(run, folder, tmp_path):
     copy = copy_of(run, tmp_path)
-    (copy / "networks/soleus/about.json").unlink()
+    (copy / "networks/soleus/about.json").unlink()  # what is left is complete but for its last line
     before = {path: path.stat().st_mtime_ns for path in copy.glob("networks/*/best.keras")}
     assert cascade_status(copy)[1].state == "interrupted"
     fit_cascade(folder / "data", copy, wanted(), resume=True)
@@ -161,6 +161,41 @@ def test_a_damaged_subject_is_named_and_the_others_go_on(folder, tmp_path):
     assert [item.state for item in outcome.states] == ["done", "to do", "to do"]
 
 
+def test_a_failed_network_is_said_and_the_others_go_on(run, folder, tmp_path, monkeypatch):
+    copy = copy_of(run, tmp_path)
+    for name in ("group_01", "soleus"):
+        shutil.rmtree(copy / "networks" / name)
+    trained = workflow.train
+
+    def fails(records, into, config, *, progress=None):
+        if into.name == "group_01":
+            raise RuntimeError("the GPU's memory is full")
+        trained(records, into, config, progress=progress)
+
+    monkeypatch.setattr(workflow, "train", fails)
+    outcome = fit_cascade(folder / "data", copy, wanted(), resume=True)
+    assert outcome.failures == {"group_01": "the GPU's memory is full"}
+    assert [(item.state, item.by) for item in outcome.states][0] == ("failed", "the GPU's memory is full")
+    assert [item.state for item in outcome.states][1:] == ["done", "done"]
+    monkeypatch.undo()
+    monkeypatch.setattr(workflow, "run_apart", lambda train, *parts, progress=None: train(*parts, progress=progress))
+    own = fit_cascade(folder / "data", copy, wanted(learning_rate=1e-4), only=["group_01"], resume=True)
+    assert [item.state for item in own.states] == ["done"] * 3
+    assert read_json(copy / "networks/group_01/train.json")["learning_rate"] == 1e-4
+
+
+def test_subjects_that_came_later_train_nothing(run, folder, tmp_path):
+    copy, said = copy_of(run, tmp_path), []
+    data = shutil.copytree(folder / "data", tmp_path / "data", copy_function=shutil.copy2)
+    for name in ("imagesTr/person_{}_0000.nii.gz", "labelsTr/person_{}.nii.gz"):
+        shutil.copy2(data / name.format(1), data / name.format("0_new"))
+    before = read_json(records_folder(copy) / "soleus/index.json")["shards"]
+    outcome = fit_cascade(data, copy, wanted(), resume=True, say=said.append)
+    assert not outcome.failures
+    assert any(sentence.startswith("person_0_new: came after the plan was made") for sentence in said)
+    assert read_json(records_folder(copy) / "soleus/index.json")["shards"] == before
+
+
 def test_what_cannot_be_begun(run, folder, tmp_path):
     with pytest.raises(DataError, match="add --resume to go on with it"):
         fit_cascade(folder / "data", run, wanted())
@@ -172,6 +207,11 @@ def test_what_cannot_be_begun(run, folder, tmp_path):
     (tmp_path / "other/thesis.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(DataError, match="is not empty and holds no cascade"):
         fit_cascade(folder / "data", tmp_path / "other", wanted())
+    with pytest.raises(ValueError, match="fold 2 does not exist: there are 2 folds"):
+        fit_cascade(folder / "data", tmp_path / "new", wanted(fold=2))
+    with pytest.raises(ValueError, match="soleus: .*--cascade fine_multiple"):
+        fit_cascade(folder / "data", tmp_path / "new", wanted(model="segnet", model_options={"filters": 2}))
+    assert not (tmp_path / "new/cascade.json").exists()
     with pytest.raises(ValueError, match="did you mean 'fine_voxels'"):
         plan_cascade({}, recipe={}, cascade={"fine_voxel": 3}, preset="ni_cascade")
     with pytest.raises(DataError, match="there is no such file"):
@@ -223,5 +263,5 @@ def test_what_cannot_be_predicted(run, folder, tmp_path):
         predict(run, scan, tmp_path / "out", options=PredictOptions(roi=("spleen",)))
     with pytest.raises(DataError, match="makes no ensemble"):
         predict([run, run], scan, tmp_path / "out")
-    with pytest.raises(DataError, match="leave out --prior and --engine"):
+    with pytest.raises(DataError, match="leave out --prior, --engine"):
         predict(run, scan, tmp_path / "out", options=PredictOptions(engine="onnx"))

@@ -358,6 +358,8 @@ class Cascade(_Settings):
     def __post_init__(self) -> None:
         self._check_choices()
         self._check_positive("coarse_voxels", "coarse_multiple", "fine_voxels", "fine_multiple", "boxes", "folds")
+        if self.box_seed < 0:
+            raise ValueError(f"box_seed is {self.box_seed}; a number from 0 on is needed")
         if not 0 <= self.region_margin < 1:
             raise ValueError(f"region_margin is {self.region_margin}; a share from 0 to below 1 is needed")
         names = [muscle for group in self.groups for muscle in group]

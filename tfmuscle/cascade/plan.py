@@ -11,11 +11,13 @@ leg becomes a right one by a flip of the last axis. Nothing is resampled before 
 A group's network looks at a *region*: a part of the scan along the limb, as fractions of the scanned length from the
 superior end, resized to one fixed grid. So scans should show the limb from about the same level on (`prepare` cuts them
 at the hip). A muscle's network looks at a box of about 1.4 times the muscle, resized to another fixed grid; its
-`spacing` is the one at which such a box has that size, and never finer than the scan's own.
+`spacing` is the one at which such a box has that size; only along an axis of few voxels is it finer than the scan's own
+(`SMALLEST_EDGE`).
 
 `cascade.json` in the run folder is this plan; it is all that prediction needs besides the networks.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +35,7 @@ from tfmuscle.preprocessing import LEG_PARTS
 from tfmuscle.volume import Geometry, Volume
 
 PLAN_FILE = "cascade.json"
+_PLAIN_NAME = re.compile(r"(?!\.)[\w .()-]+")
 FORMAT, VERSION = "tfmuscle-cascade", 1
 ORIENTATION = "SPL"
 SIDE_AXIS = 2
@@ -95,6 +98,7 @@ class CascadePlan:
         muscles: networks of stage 2.
         neighbours: where muscles lie among those of their group.
         split: part ("train", "validation", ...) -> subjects.
+        folds: subject -> fold, of all labelled subjects there were when the plan was made; later ones are not used.
     """
 
     settings: Cascade
@@ -103,6 +107,7 @@ class CascadePlan:
     muscles: tuple[MuscleNetwork, ...]
     neighbours: Neighbours
     split: Mapping[str, list[str]]
+    folds: Mapping[str, int]
 
     @property
     def networks(self) -> tuple[GroupNetwork | MuscleNetwork, ...]:
@@ -146,6 +151,7 @@ class CascadePlan:
             "settings": self.settings.to_dict(),
             "base": self.base.to_dict(),
             "split": {part: list(subjects) for part, subjects in self.split.items()},
+            "folds": dict(self.folds),
             "groups": groups,
             "muscles": [{"name": muscle.name, "spec": muscle.spec.to_dict()} for muscle in self.muscles],
             "neighbours": self.neighbours.to_dict(),
@@ -175,7 +181,9 @@ class CascadePlan:
             muscles = tuple(MuscleNetwork(str(m["name"]), DataSpec.from_dict(m["spec"])) for m in content["muscles"])
             settings, base = Cascade.from_dict(content["settings"]), DataSpec.from_dict(content["base"])
             split = {str(part): list(map(str, names)) for part, names in content["split"].items()}
-            return cls(settings, base, groups, muscles, Neighbours.from_dict(content["neighbours"]), split)
+            folds = {str(subject): int(fold) for subject, fold in content["folds"].items()}
+            _check_names([*(group.name for group in groups), *(muscle.name for muscle in muscles)])
+            return cls(settings, base, groups, muscles, Neighbours.from_dict(content["neighbours"]), split, folds)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DataError(f"{path}: is damaged ({error}); fit again, or restore the file") from error
 
@@ -202,8 +210,20 @@ def observe(labels: Volume, label_map: LabelMap) -> Observation:
     return Observation(turned.geometry, {ids[key]: box for key, box in tight_boxes(turned.array, ids).items()})
 
 
+def _check_names(names: Iterable[str]) -> None:
+    """Refuses names of networks that are no names of folders, or that stand for two."""
+    names = list(names)
+    for name in names:
+        if not _PLAIN_NAME.fullmatch(name) or names.count(name) > 1:
+            raise ValueError(f"{name!r} cannot name a network; use letters, digits, '_', '-' and spaces, and each once")
+
+
 def make_plan(
-    settings: Cascade, base: DataSpec, observations: Mapping[str, Observation], split: Mapping[str, list[str]]
+    settings: Cascade,
+    base: DataSpec,
+    observations: Mapping[str, Observation],
+    split: Mapping[str, list[str]],
+    folds: Mapping[str, int],
 ) -> CascadePlan:
     """Decides the networks from the training subjects.
 
@@ -212,13 +232,17 @@ def make_plan(
         base: how scans are prepared; its label map names the structures.
         observations: of the training subjects, at least.
         split: part -> subjects.
+        folds: subject -> fold.
 
     Raises:
-        DataError: a structure that is in no group, or none of the muscles is labelled in a training subject.
+        DataError: none of the muscles is labelled in a training subject.
+        ValueError: a group names a muscle that the dataset does not have, or a name that cannot be a folder's.
     """
     seen = [observations[subject] for subject in split["train"]]
     sides = structures_of(base.label_map)
     labelled = {muscle for muscle in sides if any(name in one.boxes for one in seen for name in sides[muscle].values())}
+    if strange := sorted({muscle for group in settings.groups for muscle in group} - set(sides)):
+        raise ValueError(f"groups: the dataset has no {', '.join(strange)}; it has {', '.join(sides)}")
     groups = [tuple(m for m in group if m in labelled) for group in settings.groups or MUSCLE_GROUPS]
     groups = [group for group in groups if group]
     if not groups:
@@ -226,6 +250,7 @@ def make_plan(
             f"no training subject has a labelled muscle of a group, only {', '.join(list(sides)[:5])}; name muscles as"
             " in docs/muscles.md, or give groups of your own"
         )
+    _check_names([*(_group_name(n) for n in range(1, len(groups) + 1)), *(m for group in groups for m in group)])
     legs = [leg for one in seen for leg in legs_of(one, base.label_map)]
     spacing = np.median([one.geometry.spacing for one in seen], axis=0)
     return CascadePlan(
@@ -235,6 +260,7 @@ def make_plan(
         tuple(_muscle(muscle, settings, base, legs, spacing) for group in groups for muscle in group),
         Neighbours.fit(legs, groups=tuple(groups)),
         split,
+        folds,
     )
 
 
@@ -269,7 +295,11 @@ def _group(
     window = _deep_enough(window, settings.coarse_multiple)
     coarse = np.mean(extents, axis=0) / window
     label_map = base.label_map.merged({name: [name] for name in names})[0]
-    return GroupNetwork(f"group_{number:02d}", muscles, region, _spec(base, label_map, window, coarse, "whole"))
+    return GroupNetwork(_group_name(number), muscles, region, _spec(base, label_map, window, coarse, "whole"))
+
+
+def _group_name(number: int) -> str:
+    return f"group_{number:02d}"
 
 
 def _region(settings: Cascade, names: list[str], seen: list[Observation]) -> tuple[float, float]:

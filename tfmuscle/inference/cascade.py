@@ -11,7 +11,8 @@ Which numbers are drawn depends on the seed, the muscle and the side alone: a mu
 whole limb would have given it, unless a muscle that was left out would have taken voxels from it.
 
 Networks are opened one at a time and dropped, so that memory holds one of them, whatever their number. The scan is held
-as float32 and as labels; nothing else of its size is. Opening a network takes about a second.
+as float32, as labels and with the probability of their owners; nothing else of its size is. Opening a network takes
+about a second.
 """
 
 import time
@@ -19,7 +20,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cc3d
 import keras
 import numpy as np
 
@@ -33,6 +33,7 @@ from tfmuscle.cascade import (
     across_axis,
     clean_muscle,
     enlarged,
+    largest_component,
     mapped,
     resized_back,
     resized_linear,
@@ -40,6 +41,7 @@ from tfmuscle.cascade import (
     tight_box,
 )
 from tfmuscle.cascade.plan import MIRRORED, PLAN_FILE, SIDE_AXIS
+from tfmuscle.config import Cascade
 from tfmuscle.errors import DataError
 from tfmuscle.inference.runs import DONE_FILE, WEIGHTS_FILE, Run, load_run
 from tfmuscle.inference.volumes import mean_probabilities
@@ -47,6 +49,8 @@ from tfmuscle.labels import SIDES
 from tfmuscle.preprocessing import leg_parts, preprocess, resample_image
 from tfmuscle.volume import Volume
 
+LARGEST_STRETCH = 1.3
+"""A scan that is so many times as long or as short as those of the training is told of."""
 NETWORKS_FOLDER = "networks"
 """Folder in a cascade's run for the runs of its networks, called after them."""
 
@@ -61,12 +65,14 @@ class CascadeResult:
         labels: ids on the scan's own grid.
         placed: structures whose box came from their neighbours.
         lost: structure -> why it has no voxel.
+        notes: what the user should know of the scan, one sentence each.
         seconds: stage ("prepare", "groups", "muscles", "join") -> seconds.
     """
 
     labels: Volume
     placed: tuple[str, ...] = ()
     lost: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -186,8 +192,26 @@ def predict_cascade(
         back,
         tuple(name for name in placed if name in wanted),
         {name: why for name, why in lost.items() if name in wanted},
+        _unlike(groups, scan),
         clock.seconds,
     )
+
+
+def _unlike(groups: Iterable[GroupNetwork], scan: Volume) -> tuple[str, ...]:
+    """Says when a scan shows much more or less of the patient than those of the training: regions are then others."""
+    notes = []
+    for axis, what in enumerate(("along the limb", "from front to back", "from side to side")):
+        shares = []
+        for group in groups:
+            learned = group.spec.window[axis] * (group.spec.spacing or scan.spacing)[axis]
+            share = group.region[1] - group.region[0] if axis == 0 else 1.0
+            shares.append(share * scan.geometry.shape[axis] * scan.spacing[axis] / learned)
+        if shares and not 1 / LARGEST_STRETCH <= (ratio := float(np.median(shares))) <= LARGEST_STRETCH:
+            notes.append(
+                f"the scan is {ratio:.2f} times as long {what} as those the cascade was trained on; cut it alike"
+                " (tfmuscle prepare), or expect muscles in wrong places"
+            )
+    return tuple(notes)
 
 
 class _Clock:
@@ -230,8 +254,7 @@ def _find_group(run: Run, group: GroupNetwork, scan: Volume, *, mirror: bool) ->
     for number, name in enumerate(group.spec.label_map.structures, start=1):
         mask = classes == number
         if mask.any():
-            largest = cc3d.largest_k(mask, k=1, connectivity=26, binary_image=True) > 0
-            box = tight_box(largest, 1)
+            box = tight_box(largest_component(mask), 1)
             if box is not None:
                 found[name] = mapped(box, coarse.geometry, scan.geometry)
     return found
@@ -281,7 +304,7 @@ def _find_muscle(
             continue
         run = run or _open(cascade, muscle)
         random = np.random.default_rng([plan.settings.box_seed, number, SIDES.index(side)])
-        region, probability = _probability(run, scan, boxes[name], side, random, cascade=cascade)
+        region, probability = _probability(run, scan, boxes[name], side, random, settings=plan.settings)
         mask = clean_muscle(probability, across=across_axis(scan.geometry))
         if not mask.any():
             lost[name] = "its network finds nothing in its box"
@@ -289,10 +312,10 @@ def _find_muscle(
 
 
 def _probability(
-    run: Run, scan: Volume, box: Box, side: str, random: np.random.Generator, *, cascade: CascadeRun
+    run: Run, scan: Volume, box: Box, side: str, random: np.random.Generator, *, settings: Cascade
 ) -> tuple[Box, np.ndarray]:
     """Returns where the network looked, on the scan's own grid, and the averaged probability there."""
-    settings, window = cascade.plan.settings, run.spec.window
+    window = run.spec.window
     nominal = scan.geometry.resampled(run.spec.spacing or scan.spacing)
     tight = mapped(box, scan.geometry, nominal, grow_voxels=0)
     drawn = [enlarged(tight, nominal.shape, random) for _ in range(settings.boxes)]

@@ -94,10 +94,14 @@ def predict_probabilities(
 def mean_probabilities(run: Run, images: np.ndarray, *, mirror: bool) -> np.ndarray:
     """Returns probabilities `(B, *label_shape, num_classes)` of samples, averaged over the mirrors of the recipe.
 
+    As many samples go through the network at once as `WINDOW_BUDGET_VOXELS` allows, one at least.
+
     Raises:
         DataError: the network returns something that is not a number.
     """
-    return _predict((run,), [_flips(run, mirror)], images)
+    at_once, flips = max(1, WINDOW_BUDGET_VOXELS // int(np.prod(run.spec.window))), _flips(run, mirror)
+    parts = (images[first : first + at_once] for first in range(0, len(images), at_once))
+    return np.concatenate([_predict((run,), [flips], part) for part in parts])
 
 
 def _members(run: Run | Sequence[Run]) -> tuple[Run, ...]:

@@ -2,7 +2,7 @@
 
 A sample is a leg's tight box of the muscle, enlarged at random and resized to what the network sees: each of the six
 edges is moved outward on its own, by a ratio between 1 and 1.8 (`cascade.boxes.enlarged`), so that in prediction a box
-that stage 1 found too large, too small or beside the muscle is nothing new. Transforms of the recipe follow.
+that stage 1 found too large, or larger on one side, is nothing new. Transforms of the recipe follow.
 
 Every leg comes once before any comes again, in an order of its own for each round; where the samples of an epoch do
 not come out even, the last round is cut short. Everything follows from (seed, epoch, number of the sample), so that a

@@ -4,6 +4,7 @@
     RUN/training.json           settings of the trainings of both stages
     RUN/failures.json           subjects that could not be used, and why
     RUN/networks/group_01/ ...  one run folder for each network, as `fit` leaves it
+    RUN/networks/group_01.failed.txt    why its training failed the last time
     RUN_records/soleus/ ...     samples of each network; may be removed when all is trained
 
 The run folder is all that prediction needs, and may be moved or copied as a whole.
@@ -14,30 +15,34 @@ networks that nobody has (`processes.claimed`), every one in a process of its ow
 records is nothing: stage 2 learns from the labels, not from what stage 1 found. So the order of trainings is free.
 """
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tfmuscle import models
 from tfmuscle.cascade import CascadePlan, MuscleNetwork, Observation, make_plan, observe
 from tfmuscle.cascade.plan import ORIENTATION, PLAN_FILE
 from tfmuscle.config import Cascade, DataSpec, TrainConfig
 from tfmuscle.errors import DataError
-from tfmuscle.files import TEMPORARY_PREFIX, read_json, write_json
+from tfmuscle.files import TEMPORARY_PREFIX, read_json, write_json, write_text
 from tfmuscle.folds import TEST, assign_folds
 from tfmuscle.inference import NETWORKS_FOLDER, CascadeRun, is_cascade, load_cascade
 from tfmuscle.presets import get_preset
 from tfmuscle.subjects import Dataset, read_dataset
+from tfmuscle.training import model_options as training_options
 from tfmuscle.workflows.building import Progress
 from tfmuscle.workflows.cascade_records import build_cascade_records
 from tfmuscle.workflows.fold_jobs import check_models, train
 from tfmuscle.workflows.learning import plan_training
 from tfmuscle.workflows.processes import claimed, claimed_in_turn, holder_of, run_apart
 
-TRAINING_FILE, FAILURES_FILE = "training.json", "failures.json"
+TRAINING_FILE, FAILURES_FILE, FAILED_SUFFIX = "training.json", "failures.json", ".failed.txt"
+LONGEST_REASON = 300
+"""Characters of a reason that are shown; the file has all of it."""
 STEPS = 1000
 """Steps of the progress per network."""
-STATES = ("done", "running", "interrupted", "to do")
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,15 @@ class CascadeTraining:
 
 @dataclass(frozen=True)
 class NetworkState:
-    """How far a network is: its name, stage (1 or 2), one of `STATES`, who works on it, and what came out."""
+    """How far a network is, and what came out.
+
+    Attributes:
+        name: of the network.
+        stage: 1 for groups, 2 for single muscles.
+        state: "done", "running", "failed", "interrupted" or "to do".
+        by: who trains it, or why it failed.
+        epochs, validation_dice, seconds: of a training that is done.
+    """
 
     name: str
     stage: int
@@ -132,22 +145,41 @@ def fit_cascade(
     """
     run, dataset = Path(run), read_dataset(source)
     check_cascade_folder(run, resume=resume)
-    tell = say or (lambda sentence: None)
-    with claimed_in_turn(run, name="plan", tell=lambda other: tell(f"waiting for the plan: {other} makes it")):
-        plan, failures = _plan(dataset, run, wanted, progress)
+    tell = _once(say)
+    with claimed_in_turn(run, name="plan", tell=lambda other: tell(f"waiting for the plan, which {other} makes")):
+        plan, failures = _plan(dataset, run, wanted, only, progress)
+    _tell_of_plan(plan, dataset, tell)
+    networks, records = plan.named(only) if only else plan.networks, records_folder(run)
+    with claimed_in_turn(records, name="records", tell=lambda other: tell(f"waiting for records, which {other} makes")):
+        failures |= build_cascade_records(dataset, records, plan, progress=progress)
+    write_json(run / FAILURES_FILE, failures)
+    for number, network in enumerate((*networks, *networks)):  # again those that somebody else had and gave up
+        if network.name not in failures:
+            step = _within(progress, min(number, len(networks) - 1), len(networks), network.name)
+            if problem := _train(run, records, network.name, wanted.of(network), step, tell):
+                failures[network.name] = problem
+    return CascadeOutcome(cascade_status(run), failures)
+
+
+def _once(say: Callable[[str], None] | None) -> Callable[[str], None]:
+    """Says each sentence once."""
+    said: set[str] = set()
+
+    def tell(sentence: str) -> None:
+        if say is not None and sentence not in said:
+            said.add(sentence)
+            say(sentence)
+
+    return tell
+
+
+def _tell_of_plan(plan: CascadePlan, dataset: Dataset, tell: Callable[[str], None]) -> None:
+    """Says what the plan does not use."""
     if plan.left_out:
         tell(f"{', '.join(plan.left_out)}: in no group of muscles or never labelled, so that no network learns them")
-    networks = plan.named(only) if only else plan.networks
-    check_models([(n.name, n.spec, wanted.of(n)) for n in _one_of_each_stage(plan)])
-    records = records_folder(run)
-    with claimed_in_turn(records, name="records", tell=lambda other: tell(f"waiting for records: {other} makes them")):
-        failures |= build_cascade_records(dataset, records, plan, fold_of(dataset, wanted), progress=progress)
-    write_json(run / FAILURES_FILE, failures)
-    for number, network in enumerate(networks):
-        step = _within(progress, number, len(networks), network.name)
-        if problem := _train(run, records, network.name, wanted.of(network), step, tell):
-            failures[network.name] = problem
-    return CascadeOutcome(cascade_status(run), failures)
+    new = [s.subject_id for s in dataset.subjects if s.labels is not None and s.subject_id not in plan.folds]
+    if new:
+        tell(f"{', '.join(new)}: came after the plan was made and train nothing; name another folder to use them")
 
 
 def _train(
@@ -161,10 +193,16 @@ def _train(
             return ""
         if (folder / "about.json").exists():
             return ""
+        if (folder / "train.json").exists() and read_json(folder / "train.json") != config.to_dict():
+            tell(f"{name}: was begun with other settings and starts anew")
+            shutil.rmtree(folder)
+        failed = folder.with_name(f"{name}{FAILED_SUFFIX}")
+        failed.unlink(missing_ok=True)
         try:
             run_apart(train, records / name, folder, config, progress=progress)
-        except DataError as error:
-            return str(error)
+        except Exception as error:  # of one network among many: the others go on
+            write_text(failed, "\n".join([str(error), *getattr(error, "__notes__", ())]))
+            return " ".join(str(error).split())[:LONGEST_REASON]
     return ""
 
 
@@ -186,6 +224,9 @@ def _state(cascade: CascadeRun, network: Any) -> NetworkState:
         return NetworkState(network.name, stage, "done", "", about.get("epochs"), dice, about.get("seconds"))
     if by := holder_of(folder.parent, name=network.name):
         return NetworkState(network.name, stage, "running", by)
+    if (failed := folder.with_name(f"{network.name}{FAILED_SUFFIX}")).exists():
+        reason = " ".join(failed.read_text(encoding="utf-8").split())[:LONGEST_REASON]
+        return NetworkState(network.name, stage, "failed", reason)
     return NetworkState(network.name, stage, "interrupted" if (folder / "train.json").exists() else "to do")
 
 
@@ -218,21 +259,21 @@ def check_cascade_folder(run: Path, *, resume: bool) -> None:
         raise DataError(f"{run}: is not empty and holds no cascade; name another folder")
 
 
-def _one_of_each_stage(plan: CascadePlan) -> list[Any]:
-    return [*plan.groups[:1], *plan.muscles[:1]]
-
-
 def _plan(
-    dataset: Dataset, run: Path, wanted: CascadeTraining, progress: Progress | None
+    dataset: Dataset, run: Path, wanted: CascadeTraining, only: Sequence[str], progress: Progress | None
 ) -> tuple[CascadePlan, dict[str, str]]:
-    """Makes the plan, or reads the one that is there and checks that it is this one; and who could not be observed."""
+    """Makes the plan, or reads the one that is there and checks that it is this one; and who could not be observed.
+
+    Trainings of single networks (`only`) may have settings of their own, the cascade's as a whole may not change.
+    """
     path = run / PLAN_FILE
     training = {"groups": wanted.groups.to_dict(), "muscles": wanted.muscles.to_dict()}
     if path.exists():
         plan, before = CascadePlan.load(path), read_json(run / TRAINING_FILE)
         _same(path, plan.settings.to_dict(), wanted.cascade.to_dict())
-        for stage, settings in training.items():
+        for stage, settings in training.items() if not only else ():
             _same(run / TRAINING_FILE, before.get(stage, {}), settings)
+        _check(plan, wanted)
         return plan, {}
     folds = fold_of(dataset, wanted)
     observations, failures = _observe(dataset, folds, progress)
@@ -242,12 +283,35 @@ def _plan(
         validates = fold == wanted.muscles.fold and wanted.cascade.folds > 1
         split["test" if fold == TEST else "validation" if validates else "train"].append(subject)
     try:
-        plan = make_plan(wanted.cascade, _base(dataset, wanted), observations, split)
+        plan = make_plan(wanted.cascade, _base(dataset, wanted), observations, split, folds)
     except (DataError, ValueError) as error:
         raise DataError(f"{dataset.root}: {error}") from error
+    _check(plan, wanted)
+    if only:
+        plan.named(only)
     write_json(run / TRAINING_FILE, training)
     plan.save(path)
     return plan, failures
+
+
+def _check(plan: CascadePlan, wanted: CascadeTraining) -> None:
+    """Refuses settings by which a network cannot be built, before anything is written.
+
+    Raises:
+        ValueError: naming the network and what it needs.
+    """
+    if wanted.muscles.fold >= wanted.cascade.folds:
+        raise ValueError(f"fold {wanted.muscles.fold} does not exist: there are {wanted.cascade.folds} folds")
+    for network in plan.networks:
+        config, spec = wanted.of(network), network.spec
+        try:
+            models.check_spec(config.model, spec, **training_options(config))
+        except ValueError as error:
+            stage = "fine" if isinstance(network, MuscleNetwork) else "coarse"
+            raise ValueError(f"{network.name}: {error} (--cascade {stage}_multiple and {stage}_voxels)") from error
+    first: list[Any] = [*plan.groups[:1], *plan.muscles[:1]]
+    # in a process of its own: TensorFlow keeps the memory of a GPU that it has looked at
+    run_apart(check_models, [(network.name, network.spec, wanted.of(network)) for network in first])
 
 
 def _observe(

@@ -46,22 +46,23 @@ def build_cascade_records(
     dataset: Dataset,
     out: Path,
     plan: CascadePlan,
-    folds: Mapping[str, int],
     *,
     progress: Progress | None = None,
 ) -> dict[str, str]:
     """Writes the records of every network, one folder each; returns the subjects that could not be used, and why.
 
+    Subjects that the plan does not know are not used.
+
     Args:
         dataset: labelled scans.
         out: folder of the records; one that an interrupted build left is completed.
-        plan: the networks.
-        folds: subject -> fold, of the labelled subjects.
+        plan: the networks, and the fold of every subject.
         progress: called with (subjects done, subjects in all, note).
 
     Raises:
         DataError: no subject could be used, or a file cannot be written.
     """
+    folds = plan.folds
     subjects = [subject for subject in dataset.subjects if subject.subject_id in folds]
     numbers = {subject: number for number, subject in enumerate(sorted(folds))}
     made_for = hashlib.sha256(json_text(plan.to_dict()).encode()).hexdigest()
@@ -122,6 +123,8 @@ def _make(subject: Subject, out: Path, plan: CascadePlan, number: int) -> Entrie
     for group in plan.groups:
         path = _shard(out, group.name, number)
         sample = _region(group, plan, scan, classes)
+        if (sample["labels"] == IGNORE).all():
+            continue  # nobody labelled anything here
         written = records.write_shard(path, [sample], group.spec, subject_id=subject.subject_id)
         entries.append((group.name, _entry(path, subject.subject_id, written)))
     sides, structures = structures_of(plan.base.label_map), plan.base.label_map.structures

@@ -157,6 +157,11 @@ def plan_spec(
         plan = plan or preset_plan(dataset, preset, scale=scale, progress=progress)
         return planned_spec(dataset, settings, plan or {}, preset=preset, scale=scale)
     chosen = dict(get_preset(preset).data) if preset else {}
+    if (patches := settings.get("patches", chosen.get("patches"))) in ("whole", "boxes"):
+        raise DataError(
+            f"{dataset.root}: patches {patches!r} are samples of a cascade, which 'tfmuscle fit --preset ni_cascade'"
+            " makes; choose another preset, or grid or random patches"
+        )
     if settings.get("kind", chosen.get("kind")) != chosen.get("kind"):
         chosen = {key: value for key, value in chosen.items() if key not in ("kind", "depth", "size")}
     kind = settings.get("kind") or chosen.get("kind") or "slices"
@@ -169,13 +174,7 @@ def plan_spec(
     values |= chosen | {"preset": preset, "kind": kind}
     if scale == "laptop":
         values = reduced_data(values, get_preset(preset).laptop.get("data") if preset else None)
-    spec = DataSpec(**values | dict(settings) | {"scale": scale})
-    if spec.patches in ("whole", "boxes"):
-        raise ValueError(
-            f"patches {spec.patches!r} are samples of a cascade, which 'tfmuscle fit --preset ni_cascade' makes from a"
-            " dataset; choose another preset, or grid or random patches"
-        )
-    return spec
+    return DataSpec(**values | dict(settings) | {"scale": scale})
 
 
 def _suggestion(dataset: Dataset, kind: str, progress: Progress | None) -> DataSpec:

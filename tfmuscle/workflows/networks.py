@@ -223,8 +223,10 @@ class CascadeNetwork:
         Raises:
             DataError: they are not, a name of the roi is unknown, or an option is not for cascades.
         """
-        if options.prior is not None or options.engine != "keras":
-            raise DataError(f"{path}: is a cascade; leave out --prior and --engine, which it does not know")
+        if options.prior is not None or options.engine != "keras" or not options.postprocess:
+            raise DataError(
+                f"{path}: is a cascade; leave out --prior, --engine and --no-postprocess, which are not its"
+            )
         cascade = inference.load_cascade(path)
         if options.box_seed is not None:
             settings = dataclasses.replace(cascade.plan.settings, box_seed=options.box_seed)
@@ -256,6 +258,7 @@ class CascadeNetwork:
         unfinished = self.cascade.unfinished(self.cascade.wanted(self.roi))
         notes = [f"{self.folder}: training of {', '.join(unfinished)} has not finished"] if unfinished else []
         for subject, seen in self.seen.items():
+            notes += [f"{subject}: {note}" for note in seen["notes"]]
             notes += [f"{subject}: {name} was not found: {why}" for name, why in seen["lost"].items()]
         return tuple(notes)
 
@@ -274,8 +277,12 @@ class CascadeNetwork:
     def labels(self, image: Volume, name: str, *, mirror: bool, progress: inference.Progress | None = None) -> Volume:
         """Returns the labels of the scan of subject `name`."""
         result = inference.predict_cascade(self.cascade, image, roi=self.roi, mirror=mirror, progress=progress)
-        seconds, lost = dict(result.seconds), dict(result.lost)
-        self.seen[name] = {"placed_by_neighbours": list(result.placed), "lost": lost, "seconds": seconds}
+        self.seen[name] = {
+            "placed_by_neighbours": list(result.placed),
+            "lost": dict(result.lost),
+            "notes": list(result.notes),
+            "seconds": dict(result.seconds),
+        }
         return result.labels
 
     def description(self) -> dict[str, Any]:

@@ -81,11 +81,12 @@ def predict(
     single = _is_one_file(out, len(subjects))
     folder = out.parent if single else out
     description = _description(network, part, mirror, [subject.subject_id for subject in subjects])
+    earlier = _earlier(folder / PREDICTIONS_FILE) if options.resume and not single else {}
     if not single:
         _claim_predictions(folder / PREDICTIONS_FILE, description, resume=options.resume)
     paths = {subject.subject_id: out if single else folder / f"{subject.subject_id}.nii.gz" for subject in subjects}
     failures: dict[str, str] = {}
-    seconds: dict[str, float] = {}
+    seconds = dict(earlier.get("seconds", {}))
     for number, subject in enumerate(subjects):
         started, path = time.monotonic(), paths[subject.subject_id]
         try:
@@ -94,14 +95,14 @@ def predict(
                 windows = _within(progress, number, len(subjects), subject.subject_id)
                 image = subject.read_image()
                 write_volume(path, network.labels(image, subject.subject_id, mirror=mirror, progress=windows))
+                seconds[subject.subject_id] = round(time.monotonic() - started, 2)
         except DataError as error:
             failures[subject.subject_id] = str(error)
-        seconds[subject.subject_id] = round(time.monotonic() - started, 2)
+        if not single:  # after every scan, so that a kill loses nothing that is known of those before
+            known = {key: earlier.get(key, {}) | value for key, value in network.details().items()}
+            write_json(folder / PREDICTIONS_FILE, description | known | {"seconds": seconds, "failures": failures})
         if progress is not None:
             progress((number + 1) * PROGRESS_STEPS, len(subjects) * PROGRESS_STEPS, subject.subject_id)
-    if not single:
-        description |= network.details() | {"seconds": seconds, "failures": failures}
-        write_json(folder / PREDICTIONS_FILE, description)
     warnings = (*network.warnings, *_known(network, part, source, list(paths)))
     written = {subject_id: path for subject_id, path in paths.items() if subject_id not in failures}
     return PredictResult(folder, written, failures, warnings, network.is_reduced)
@@ -166,6 +167,12 @@ def _sources(source: Path, network: Network | CascadeNetwork, part: str | None) 
             " hold some out, or use --split validation"
         )
     return tuple(found[subject_id] for subject_id in wanted)
+
+
+def _earlier(path: Path) -> dict[str, Any]:
+    """Returns what an earlier call noted of its scans."""
+    content = read_json(path) if path.exists() else {}
+    return {key: content[key] for key in ("stages", "seconds") if isinstance(content.get(key), dict)}
 
 
 def _claim_predictions(path: Path, description: dict[str, Any], *, resume: bool) -> None:
