@@ -45,7 +45,7 @@ def plan_training(
         values = {key: value for key, value in values.items() if key != "model_options"} | {"model": settings["model"]}
     if scale == "laptop":
         values = reduced_training(values, chosen.laptop.get("training") if chosen else None)
-    if start is not None:
+    if start is not None and not (Path(start) / "train.json").exists():
         training.identify(Path(start))  # says what is wrong with a folder that is no run
     before = TrainConfig.load(Path(start) / "train.json") if start is not None else None
     if before is not None and settings.get("model", before.model) == before.model:
