@@ -64,7 +64,7 @@ def test_edits_are_allowed(tmp_path):
         (edited(*FULL, "recipe", value=3), "configurations.3d_fullres.recipe is 3; an object with named settings"),
         (edited(*FULL, "data", "sice", value=[1, 2]), "3d_fullres.data.sice is unknown; did you mean 'size'"),
         (edited(*FULL, "data", "label_map", value={}), "3d_fullres.data.label_map is unknown; remove it"),
-        (edited(*FULL, "data", "spacing", value=[1, 2]), r"3d_fullres.data: spacing is \(1, 2\); a list of 3, each a finite"),
+        (edited(*FULL, "data", "spacing", value=[1, 2]), r"3d_fullres.data: spacing is \(1, 2\); a list of 3, each"),
         (edited(*FULL, "data", "spacing", value=["1", 2, 3]), "3d_fullres.data: "),
         (edited(*FULL, "data", "spacing", value=None), "3d_fullres.data.spacing is missing"),
         (edited(*FULL, "data", "size", value=192), "3d_fullres.data: "),
