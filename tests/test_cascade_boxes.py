@@ -12,9 +12,8 @@ import pytest
 from tfmuscle.cascade import (
     Box,
     enlarged,
-    input_size,
+    fitting_grid,
     largest_enlargement,
-    low_resolution_grid,
     mapped,
     tight_box,
     tight_boxes,
@@ -232,8 +231,7 @@ def test_the_same_grid_changes_nothing():
 def test_a_muscle_seen_coarsely_lies_in_its_mapped_box(orientation):
     # An ellipsoid sampled at coarse centres misses less than a coarse voxel at each end.
     native = oblique((80, 64, 44), (1.0, 1.5, 2.0), orientation=orientation, degrees=12)
-    coarse = low_resolution_grid(native, voxel_budget=4000)
-    assert coarse.shape == (24, 16, 8)
+    coarse = native.resized((24, 16, 8))
     offset = (np.indices(native.shape).reshape(3, -1).T - (41.3, 30.1, 20.7)) / (22, 13, 14)
     labels = Volume(((offset**2).sum(axis=1) <= 1).reshape(native.shape).astype(np.uint8), native)
     box = tight_box(resample_labels(labels, coarse).array, 1)
@@ -255,55 +253,54 @@ def test_a_box_beside_the_other_grid_is_refused():
 # --- sizes ------------------------------------------------------------------------------------------------------------
 
 
-def largest_by_search(size, budget, multiple):
-    """The same rule, by trying 20,001 factors."""
+def finest_by_search(size, spacing, budget, multiple):
+    """The same rule, by trying 50,001 spacings from coarse to fine."""
     best = None
-    for factor in np.linspace(0, 1, 20_001):
-        shape = [multiple * max(1, int(np.floor(factor * one / multiple + 0.5))) for one in size]
-        if np.prod(shape) <= budget:
-            best = tuple(shape)
+    for mm in np.geomspace(max(size), min(spacing), 50_001):
+        shape = [
+            multiple * max(1, int(np.floor(a / max(mm, b) / multiple + 0.5)))
+            for a, b in zip(size, spacing, strict=True)
+        ]
+        if np.prod(shape) > budget:
+            break
+        best = tuple(shape)
     return best
 
 
-def test_input_size_by_hand():
-    # Mean extent (70, 90, 140) mm x 1.4 at 1 x 1 x 5 mm: 98, 126, 39.2 voxels, to multiples of 4: 100, 128, 40.
-    extents = [[60, 80, 120], [80, 100, 160]]
-    assert input_size(extents, (1, 1, 5), voxel_budget=512_000) == (100, 128, 40)
-    assert input_size(extents, (1, 1, 5), voxel_budget=10**9) == (100, 128, 40)  # never finer than the scanner
-    assert input_size(extents, (2, 2, 5), voxel_budget=10**9, margin=1.0) == (36, 44, 28)
-    assert input_size([[1, 1, 1]], (1, 1, 5), voxel_budget=64) == (4, 4, 4)
-    assert input_size([[16, 16, 16]], (1, 1, 1), voxel_budget=8**3, margin=1) == (8, 8, 8)
-    # One factor for all axes: an eighth of 96 x 128 x 32 voxels halves each.
-    assert input_size([[96, 128, 160]], (1, 1, 5), voxel_budget=96 * 128 * 4, margin=1) == (48, 64, 16)
+def test_grids_by_hand():
+    fits = {"voxel_budget": 10**9, "multiple": 4}
+    # 98 x 126 x 196 mm at 1 x 1 x 5 mm: 98, 126, 39.2 voxels, to multiples of 4.
+    assert fitting_grid((98, 126, 196), (1, 1, 5), **fits) == ((100, 128, 40), (1, 1, 5))  # never finer than the scan
+    assert fitting_grid((1, 1, 1), (1, 1, 5), voxel_budget=64, multiple=4)[0] == (4, 4, 4)
+    # 1 x 1 x 5 mm is made of cubes of 4 mm but for the slices, which stay: 24 x 32 x 40.
+    assert fitting_grid((96, 128, 200), (1, 1, 5), voxel_budget=24 * 32 * 40, multiple=8)[0] == (24, 32, 40)
+    # Below one slice's thickness all three axes coarsen alike, to cubes of about 10 mm.
+    shape, spacing = fitting_grid((80, 160, 400), (1, 1, 5), voxel_budget=8 * 16 * 40, multiple=4)
+    assert shape == (8, 16, 40)
+    assert np.ptp(spacing) == 0 and 9 < spacing[0] < 11
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_both_sizes_are_the_largest_that_fit(seed):
+def test_grids_are_the_finest_that_fit(seed):
     random = np.random.default_rng(seed)
-    size, budget = random.uniform(20, 250, 3), int(random.uniform(2_000, 200_000))
-    assert input_size([size * 2], (2, 2, 2), voxel_budget=budget, margin=1) == largest_by_search(size, budget, 4)
-    shape = tuple(size.astype(int).tolist())
-    grid = low_resolution_grid(Geometry(shape, np.eye(4)), voxel_budget=budget)
-    assert grid.shape == largest_by_search(shape, budget, 8)
+    size, budget = random.uniform(40, 500, 3), int(random.uniform(2_000, 200_000))
+    native, multiple = tuple(random.uniform(0.5, 6, 3)), int(random.choice([4, 8]))
+    shape, spacing = fitting_grid(size, native, voxel_budget=budget, multiple=multiple)
+    assert np.prod(shape) <= budget and all(edge % multiple == 0 for edge in shape)
+    assert shape == finest_by_search(size, native, budget, multiple)
+    assert (np.array(spacing) >= native).all()
+    assert np.abs(np.array(shape) - np.maximum(size / spacing, multiple)).max() <= multiple / 2 + 1e-6
 
 
-def test_the_coarse_grid_keeps_the_field_of_view():
-    native = oblique((480, 380, 230), (1.0, 1.0, 5.0), orientation="LPS", degrees=9)
-    coarse = low_resolution_grid(native, voxel_budget=500_000)
-    assert np.prod(coarse.shape) <= 500_000 and all(size % 8 == 0 for size in coarse.shape)
-    faces = [nib.affines.apply_affine(grid.affine, corners(Box((0, 0, 0), grid.shape))) for grid in (native, coarse)]
-    np.testing.assert_allclose(faces[1], faces[0], atol=1e-9)
-
-
-def test_sizes_that_cannot_be_are_refused():
+def test_grids_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="511 voxels do not hold one multiple of 8 .* at least 512"):
-        low_resolution_grid(Geometry(GRID, np.eye(4)), voxel_budget=511)
-    with pytest.raises(ValueError, match=r"extents have shape \(3,\); \(N, 3\) positive"):
-        input_size([1, 2, 3], (1, 1, 1), voxel_budget=1000)
-    with pytest.raises(ValueError, match=r"extents have shape \(1, 3\); \(N, 3\) positive"):
-        input_size([[1, 0, 3]], (1, 1, 1), voxel_budget=1000)
-    with pytest.raises(ValueError, match="margin 0; positive numbers"):
-        input_size([[1, 1, 1]], (1, 1, 1), voxel_budget=1000, margin=0)
+        fitting_grid((60, 50, 40), (1, 1, 1), voxel_budget=511, multiple=8)
+    with pytest.raises(ValueError, match="three positive numbers each"):
+        fitting_grid((1, 2), (1, 1, 1), voxel_budget=1000, multiple=4)
+    with pytest.raises(ValueError, match="three positive numbers each"):
+        fitting_grid((1, 0, 3), (1, 1, 1), voxel_budget=1000, multiple=4)
+    with pytest.raises(ValueError, match="three positive numbers each"):
+        fitting_grid((1, 1, 3), (1, 0, 1), voxel_budget=1000, multiple=4)
 
 
 def test_boxes_of_a_real_leg(data_dir):
@@ -313,7 +310,9 @@ def test_boxes_of_a_real_leg(data_dir):
     for key in (6, 22, 26):  # external rotators, popliteus, sartorius
         planes = [np.flatnonzero((labels.array == key).any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
         assert boxes[key] == Box(tuple(p[0] for p in planes), tuple(p[-1] + 1 for p in planes))
-    coarse = low_resolution_grid(labels.geometry, voxel_budget=500_000)
+    geometry = labels.geometry
+    size = np.array(geometry.shape) * geometry.spacing
+    coarse = geometry.resized(fitting_grid(size, geometry.spacing, voxel_budget=500_000, multiple=8)[0])
     for key, box in tight_boxes(resample_labels(labels, coarse).array, range(1, 36)).items():
         found = mapped(box, coarse, labels.geometry)
         assert found.overlap(boxes[key]).num_voxels > 0.97 * boxes[key].num_voxels  # thin ends may stick out

@@ -17,6 +17,8 @@ from tfmuscle.config import Cascade, DataSpec, Supervised, TrainConfig
 from tfmuscle.errors import DataError
 from tfmuscle.files import write_json
 from tfmuscle.inference import NETWORKS_FOLDER, Run, load_cascade, predict_cascade, volumes
+from tfmuscle.inference.cascade import _pieces
+from tfmuscle.labels import LabelMap
 from tfmuscle.metrics import dice
 from tfmuscle.volume import Geometry, Volume
 
@@ -141,6 +143,43 @@ def test_an_oblique_scan_keeps_its_sides(cascade):
     labels = predict_cascade(cascade, Volume(image.array, geometry)).labels
     assert labels.geometry is geometry
     assert min(scores(labels, truth).values()) > 0.9
+
+
+def mixed_network(spec):
+    """A network of a group that finds its muscles and does not know one leg from the other."""
+    known, number = group_network(spec), spec.num_classes
+    both = layers.Conv3D(number, 1, use_bias=False)
+    found = both(known.output)
+    mix = np.eye(number)
+    for left, right in zip(range(1, number, 2), range(2, number, 2), strict=True):  # 0.6 of each goes to the wrong side
+        mix[[left, left, right, right], [left, right, left, right]] = 0.4, 0.6, 0.6, 0.4
+    both.set_weights([mix.reshape(1, 1, 1, number, number)])
+    return keras.Model(known.input, layers.Activation("linear")(found))
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "LPS", "AIL"])
+def test_the_midline_tells_sides_that_networks_confuse(tmp_path, orientation):
+    cascade = write_cascade(tmp_path / "run")
+    for group in cascade.plan.groups:
+        mixed_network(group.spec).save(cascade.folder_of(group.name) / "best.keras")
+    image, truth = scan(7, orientation)
+    assert min(scores(predict_cascade(cascade, image).labels, truth).values()) > 0.9
+    settings = dataclasses.replace(SETTINGS, telling_sides="network")
+    trusting = dataclasses.replace(cascade, plan=dataclasses.replace(cascade.plan, settings=settings))
+    assert max(scores(predict_cascade(trusting, image).labels, truth).values()) < 0.1  # every muscle in the other leg
+
+
+def test_what_reaches_over_the_midline_is_no_muscle_of_the_other_leg():
+    label_map = LabelMap({1: "soleus_left", 2: "soleus_right", 3: "popliteus_left"})
+    probabilities = np.zeros((1, 1, 40, 4), np.float32)
+    probabilities[..., 0] = 0.4
+    probabilities[0, 0, 19:32, 2] = 0.6  # called right, but it lies on the left but for one voxel
+    probabilities[0, 0, 2:5, 3] = 0.6  # a muscle of one side stays what it is called
+    left = np.arange(40).reshape(1, 1, 40) >= 20
+    found = {name: np.flatnonzero(piece).tolist() for name, piece in _pieces(probabilities, label_map, left).items()}
+    assert found == {"soleus_left": list(range(20, 32)), "popliteus_left": [2, 3, 4]}
+    found = {name: np.flatnonzero(piece).tolist() for name, piece in _pieces(probabilities, label_map, None).items()}
+    assert found == {"soleus_right": list(range(19, 32)), "popliteus_left": [2, 3, 4]}
 
 
 def test_the_order_of_networks_and_the_roi_do_not_change_a_muscle(cascade):

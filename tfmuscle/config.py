@@ -31,6 +31,7 @@ SCALES = ("full", "laptop")
 REGIONS = ("labels", "thirds", "scan")
 FUSIONS = ("coverage", "count")
 PLACINGS = ("muscle", "group")
+TELLING_SIDES = ("midline", "network")
 SCHEDULES = ("constant", "linear", "cosine", "polynomial", "plateau")
 OPTIMISERS = ("adam", "adamw", "sgd")
 AUGMENTATIONS = (
@@ -350,6 +351,12 @@ class Cascade(_Settings):
     box_seed: int = option(0, "seed of these boxes")
     fusion: str = option("coverage", "boxes are averaged over those that hold a voxel, or over all", choices=FUSIONS)
     placing: str = option("muscle", "one box for each muscle, or one for all of a group", choices=PLACINGS)
+    telling_sides: str = option(
+        "midline",
+        "what tells left from right among the pieces found: the midline of the scan where both legs are in view, or the"
+        " networks of groups alone",
+        choices=TELLING_SIDES,
+    )
     normalisation: str = option("zscore", "how intensities are scaled, per scan and channel", choices=NORMALISATIONS)
     bias_field: bool = option(True, "N4 bias field correction before anything else")
     folds: int = option(5, "folds by person; one of them chooses the epochs that are kept")

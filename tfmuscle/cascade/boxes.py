@@ -11,9 +11,10 @@ Rounding is always outward, so that a box never loses what it held. On the way f
 the eight corners of the edges are mapped and their hull is taken: exact on grids that are flipped, permuted or finer,
 generous on oblique ones. Mapping a mask instead was rejected: it costs a volume for six numbers.
 
-Both sizes of grids come from one rule: the largest uniform factor, at most 1, at which the axes, rounded to the nearest
-multiple a network can halve, hold no more voxels than the budget. A factor above 1 would spend memory on voxels that no
-scanner measured.
+The grids of both stages come from one rule, `fitting_grid`: cubes, as fine as the budget allows, but nowhere finer than
+the scan; so slices of 5 mm stay and pixels of 1 mm grow to meet them. One factor for all axes, which keeps the form of
+the scan's voxels, was rejected: voxels of 27 x 5 x 5 mm lose a thin muscle that lies across the limb, and
+networks that halve all axes alike reach five times as far along one.
 """
 
 import math
@@ -30,10 +31,6 @@ LOW, HIGH = 1.0, 1.8
 """Ratios between which each edge of a box is moved: Ni et al. 2019."""
 INPUT_MARGIN = 1.4
 """Mean ratio of a random enlargement, hence of what a network sees to the muscle in it."""
-STAGE1_MULTIPLE = 8
-"""2^(levels - 1) of the four levels of stage 1."""
-STAGE2_MULTIPLE = 4
-"""2^(levels - 1) of the three levels of stage 2."""
 _ROUNDING = 1e-6
 """Voxels by which an edge may miss a whole number before it counts as beyond it: above float32's rounding in headers of
 small grids, far below what matters."""
@@ -231,70 +228,51 @@ def mapped(box: Box, from_geometry: Geometry, to_geometry: Geometry, *, grow_vox
     return Box.around(there.min(axis=0), there.max(axis=0)).clipped(to_geometry.shape)
 
 
-def input_size(
-    extents_mm: Any,
-    spacing: tuple[float, ...],
-    *,
-    voxel_budget: int,
-    multiple: int = STAGE2_MULTIPLE,
-    margin: float = INPUT_MARGIN,
-) -> tuple[int, int, int]:
-    """Returns the one grid size that a muscle's network sees: `margin` times the mean extent, within the budget.
+def fitting_grid(
+    size_mm: Any, spacing: tuple[float, ...], *, voxel_budget: int, multiple: int
+) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
+    """Returns shape and spacing in mm of the finest grid over a field of view that holds no more voxels than a budget.
 
-    At native spacing where that fits; else all axes shrink by one factor, so that voxels keep their form in mm.
+    The spacing is `s` along each axis, or the scan's own where that is coarser; `s` is the smallest at which the axes,
+    rounded to the nearest multiple, fit. So the field of view is met within half a multiple of voxels.
 
     Args:
-        extents_mm: `(N, 3)` sizes of the muscle's tight boxes in N training legs.
-        spacing: native spacing in mm, usually the median over the training scans.
-        voxel_budget: most voxels of the input.
-        multiple: of which every axis is a multiple.
-        margin: room around the muscle, 1 for none.
+        size_mm: `(3,)` the field of view.
+        spacing: of the scan, mm.
+        voxel_budget: most voxels of the grid.
+        multiple: of which every axis is a multiple, at least one: what a network can halve.
 
     Raises:
-        ValueError: no extents, numbers that are not positive, or a budget below `multiple³`.
+        ValueError: numbers that are not positive, or a budget below `multiple³`.
 
-    >>> input_size([[100, 80, 400]], (1.0, 1.0, 5.0), voxel_budget=2_000_000)
-    (140, 112, 112)
+    >>> fitting_grid((400, 120, 160), (5.0, 1.0, 1.0), voxel_budget=2_000_000, multiple=8)
+    ((80, 120, 160), (5.0, 1.0, 1.0))
+    >>> fitting_grid((400, 120, 160), (5.0, 1.0, 1.0), voxel_budget=100_000, multiple=4)[0]
+    (80, 28, 40)
     """
-    extents, native = np.asarray(extents_mm, dtype=np.float64), np.asarray(spacing, dtype=np.float64)
-    if extents.ndim != 2 or extents.shape[1] != 3 or not len(extents) or not (extents > 0).all():
-        raise ValueError(f"extents have shape {extents.shape}; (N, 3) positive numbers in mm are needed")
-    if native.shape != (3,) or not (native > 0).all() or not margin > 0:
-        raise ValueError(f"spacing is {tuple(spacing)} and margin {margin}; positive numbers are needed")
-    return _fitting(extents.mean(axis=0) * margin / native, voxel_budget, multiple)
-
-
-def low_resolution_grid(geometry: Geometry, *, voxel_budget: int, multiple: int = STAGE1_MULTIPLE) -> Geometry:
-    """Returns the largest grid over the same field of view with at most `voxel_budget` voxels, as stage 1 sees it.
-
-    One factor for all axes, then each is rounded to the nearest multiple (at least one), which moves spacings by up to
-    half a multiple over the axis' length. The outer faces of the scan stay where they are.
-
-    Raises:
-        ValueError: a budget below `multiple³`.
-
-    >>> low_resolution_grid(Geometry((512, 512, 240), np.diag([1.0, 1, 5, 1])), voxel_budget=1_000_000).shape
-    (128, 128, 56)
-    """
-    return geometry.resized(_fitting(np.array(geometry.shape, dtype=np.float64), voxel_budget, multiple))
-
-
-def _fitting(size: np.ndarray, voxel_budget: int, multiple: int) -> tuple[int, int, int]:
-    """Returns the largest shape of the rule in the module's note, from `size` `(3,)` in voxels.
-
-    Shapes change only at factors where an axis, divided by `multiple`, passes a half: all of them are tried.
-    """
+    size, native = np.asarray(size_mm, dtype=np.float64), np.asarray(spacing, dtype=np.float64)
+    if size.shape != (3,) or native.shape != (3,) or not ((size > 0).all() and (native > 0).all()):
+        raise ValueError(
+            f"a field of view of {size_mm} mm and spacing {spacing}; three positive numbers each are needed"
+        )
     if multiple < 1 or voxel_budget < multiple**3:
         raise ValueError(
             f"{voxel_budget} voxels do not hold one multiple of {multiple} along each axis; at least {multiple**3} are "
             "needed"
         )
-    steps = size / multiple
-    factors = np.sort(np.concatenate([[0.0], *(np.arange(1.5, count + _ROUNDING) / count for count in steps)]))
-    shapes = multiple * np.maximum(np.floor(factors[:, np.newaxis] * steps + 0.5 + _ROUNDING), 1).astype(int)
-    fits = shapes.prod(axis=1) <= voxel_budget  # never fits again once it does not: every axis grows with the factor
-    a, b, c = shapes[np.flatnonzero(fits)[-1]].tolist()
-    return a, b, c
+    steps = size / multiple  # a shape changes only where an axis, in multiples, passes a half: all of these are tried
+    most = steps / native
+    finenesses = np.concatenate(
+        [[0.0], *(np.arange(1.5, m + _ROUNDING) / step for m, step in zip(most, steps, strict=True))]
+    )
+    finenesses = np.sort(np.append(finenesses, (1 / native).max()))
+    reached = np.minimum(finenesses[:, np.newaxis], 1 / native)
+    shapes = multiple * np.maximum(np.floor(reached * steps + 0.5 + _ROUNDING), 1).astype(int)
+    best = np.flatnonzero(shapes.prod(axis=1) <= voxel_budget)[-1]  # every axis grows with fineness
+    with np.errstate(divide="ignore"):
+        a, b, c = np.maximum(np.minimum(1 / finenesses[best], size.max()), native).tolist()
+    i, j, k = shapes[best].tolist()
+    return (i, j, k), (a, b, c)
 
 
 def _whole(shape: tuple[int, ...]) -> Box:

@@ -25,7 +25,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from tfmuscle.cascade.boxes import INPUT_MARGIN, Box, input_size, tight_boxes
+from tfmuscle.cascade.boxes import INPUT_MARGIN, Box, fitting_grid, tight_boxes
 from tfmuscle.cascade.neighbours import Leg, Neighbours
 from tfmuscle.config import Cascade, DataSpec
 from tfmuscle.errors import DataError
@@ -289,11 +289,12 @@ def _group(
     region = _region(settings, names, seen)
     share = np.array([region[1] - region[0], 1, 1])
     extents = [np.array(one.geometry.shape) * one.geometry.spacing * share for one in seen]
-    window = input_size(
-        extents, tuple(spacing), voxel_budget=settings.coarse_voxels, multiple=settings.coarse_multiple, margin=1.0
+    size = np.mean(extents, axis=0)
+    fitting, _ = fitting_grid(
+        size, tuple(spacing), voxel_budget=settings.coarse_voxels, multiple=settings.coarse_multiple
     )
-    window = _deep_enough(window, settings.coarse_multiple)
-    coarse = np.mean(extents, axis=0) / window
+    window = _deep_enough(fitting, settings.coarse_multiple)
+    coarse = size / window
     label_map = base.label_map.merged({name: [name] for name in names})[0]
     return GroupNetwork(_group_name(number), muscles, region, _spec(base, label_map, window, coarse, "whole"))
 
@@ -319,12 +320,13 @@ def _region(settings: Cascade, names: list[str], seen: list[Observation]) -> tup
 
 def _muscle(muscle: str, settings: Cascade, base: DataSpec, legs: list[Leg], spacing: np.ndarray) -> MuscleNetwork:
     extents = [np.array(leg.boxes[muscle].size) * leg.geometry.spacing for leg in legs if muscle in leg.boxes]
-    seen = np.mean(extents, axis=0) * INPUT_MARGIN / spacing  # voxels of the scan in a box of mean size
-    fitting = input_size(extents, tuple(spacing), voxel_budget=settings.fine_voxels, multiple=settings.fine_multiple)
+    size = np.mean(extents, axis=0) * INPUT_MARGIN
+    fitting, cubes = fitting_grid(
+        size, tuple(spacing), voxel_budget=settings.fine_voxels, multiple=settings.fine_multiple
+    )
     window = _deep_enough(fitting, settings.fine_multiple)
-    factor = float(np.median(seen / fitting))  # not the mean: rounding moves an axis of few voxels by a large part
-    fine = spacing * (factor if factor > _OWN_SPACING_WITHIN else 1.0)
-    fine = np.where(np.array(window) > fitting, np.minimum(fine, seen * spacing / window), fine)
+    fine = np.where(np.array(cubes) > _OWN_SPACING_WITHIN * spacing, cubes, spacing)
+    fine = np.where(np.array(window) > fitting, np.minimum(fine, size / window), fine)
     return MuscleNetwork(muscle, _spec(base, LabelMap({1: muscle}), window, fine, "boxes"))
 
 

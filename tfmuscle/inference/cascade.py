@@ -1,8 +1,9 @@
 """A scan labelled by a cascade: `predict_cascade`.
 
 Stage 1. The scan is prepared once (axes, intensities). Each group's network sees its region of it on a coarse grid; the
-largest piece of every structure gives a box, which is mapped to the scan's own voxels. A muscle that the coarse grid
-lost gets its box from its neighbours.
+largest piece of every structure gives a box, which is mapped to the scan's own voxels. Where both legs are in view, the
+scan's midline says which piece is left: networks learn late which leg they see. A muscle that the coarse grid lost gets
+its box from its neighbours.
 
 Stage 2. Around each box six larger ones are drawn (`Cascade.boxes`, `box_seed`), the muscle's network sees them, a left
 leg mirrored, and the six answers are averaged. The cleaned muscles then share out the voxels.
@@ -45,12 +46,14 @@ from tfmuscle.config import Cascade
 from tfmuscle.errors import DataError
 from tfmuscle.inference.runs import DONE_FILE, WEIGHTS_FILE, Run, load_run
 from tfmuscle.inference.volumes import mean_probabilities
-from tfmuscle.labels import SIDES
-from tfmuscle.preprocessing import leg_parts, preprocess, resample_image
-from tfmuscle.volume import Volume
+from tfmuscle.labels import SIDES, LabelMap, without_side
+from tfmuscle.preprocessing import Midline, find_midline, leg_parts, preprocess, resample_image
+from tfmuscle.volume import Geometry, Volume
 
 LARGEST_STRETCH = 1.3
 """A scan that is so many times as long or as short as those of the training is told of."""
+SPILL = 0.1
+"""A piece smaller than this share of its twin in the other leg is what reached over the midline."""
 NETWORKS_FOLDER = "networks"
 """Folder in a cascade's run for the runs of its networks, called after them."""
 
@@ -169,13 +172,14 @@ def predict_cascade(
     groups = [group for group in plan.groups if set(group.muscles) & set(muscles)]
     tick = _counter(progress, len(groups) + len(muscles))
     scan, _ = preprocess(image, None, plan.base)
+    midline = find_midline(image) if plan.settings.telling_sides == "midline" else None
     clock.next("prepare")
     boxes: dict[str, Box] = {}
     placed: list[str] = []
     lost: dict[str, str] = {}
     for group in groups:
-        found = _find_group(_open(cascade, group.name), group, scan, mirror=mirror)
-        _place(plan, group, scan, found, boxes=boxes, placed=placed, lost=lost)
+        coarse, found = _find_group(_open(cascade, group.name), group, scan, midline, mirror=mirror)
+        _place(plan, group, scan, coarse, found, boxes=boxes, placed=placed, lost=lost)
         tick()
     clock.next("groups")
     conflicts = Conflicts(scan.geometry, plan.base.label_map)
@@ -244,26 +248,55 @@ def _open(cascade: CascadeRun, name: str) -> Run:
     return load_run(cascade.folder_of(name))
 
 
-def _find_group(run: Run, group: GroupNetwork, scan: Volume, *, mirror: bool) -> dict[str, Box]:
-    """Returns structure -> box on the prepared scan's grid, of the structures that the coarse grid shows."""
+def _find_group(
+    run: Run, group: GroupNetwork, scan: Volume, midline: Midline | None, *, mirror: bool
+) -> tuple[Geometry, dict[str, Box]]:
+    """Returns the coarse grid, and structure -> tight box on it, of the structures that it shows."""
     part = leg_parts(scan, {group.name: group.region})[group.name]
     coarse = resample_image(part, part.geometry.resized(group.spec.window))
     probabilities = mean_probabilities(run, coarse.array[np.newaxis], mirror=mirror)[0]
-    classes = probabilities.argmax(axis=-1).astype(np.uint8)
+    left = None if midline is None else midline.left_of(coarse.geometry)
     found = {}
-    for number, name in enumerate(group.spec.label_map.structures, start=1):
-        mask = classes == number
-        if mask.any():
-            box = tight_box(largest_component(mask), 1)
-            if box is not None:
-                found[name] = mapped(box, coarse.geometry, scan.geometry)
-    return found
+    for name, mask in _pieces(probabilities, group.spec.label_map, left).items():
+        if (box := tight_box(mask, 1)) is not None:
+            found[name] = box
+    return coarse.geometry, found
+
+
+def _pieces(probabilities: np.ndarray, label_map: LabelMap, left: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Returns structure -> its largest piece `(D, H, W)` bool, without those that have none.
+
+    Args:
+        probabilities: `(D, H, W, 1 + structures)`.
+        label_map: of the group.
+        left: voxels `(D, H, W)` on the patient's left: a muscle is then found on both sides as one, and its pieces get
+            their side from where they lie. None: the network tells the sides.
+    """
+    names, found = label_map.structures, {}
+    if left is None:
+        classes = probabilities.argmax(axis=-1)
+        found = {name: classes == number for number, name in enumerate(names, start=1)}
+    else:
+        muscles = structures_of(label_map)
+        sums = [sum(probabilities[..., names.index(name) + 1] for name in sides.values()) for sides in muscles.values()]
+        classes = np.stack([probabilities[..., 0], *sums]).argmax(axis=0)
+        for number, sides in enumerate(muscles.values(), start=1):
+            halves = (left, ~left) if len(sides) == len(SIDES) else (True,)
+            for half, name in zip(halves, [sides[side] for side in SIDES if side in sides], strict=True):
+                found[name] = (classes == number) & half
+    pieces = {name: largest_component(mask) for name, mask in found.items() if mask.any()}
+    if left is None:
+        return pieces
+    sizes = {name: int(piece.sum()) for name, piece in pieces.items()}
+    largest = {muscle: max(sizes.get(name, 0) for name in sides.values()) for muscle, sides in muscles.items()}
+    return {name: piece for name, piece in pieces.items() if sizes[name] >= SPILL * largest[without_side(name)]}
 
 
 def _place(
     plan: CascadePlan,
     group: GroupNetwork,
     scan: Volume,
+    coarse: Geometry,
     found: Mapping[str, Box],
     *,
     boxes: dict[str, Box],
@@ -272,12 +305,13 @@ def _place(
 ) -> None:
     """Adds a box for every structure of a group, from its neighbours where it was not found, or why there is none."""
     sides = structures_of(plan.base.label_map)
+    tight = {name: mapped(box, coarse, scan.geometry, grow_voxels=0) for name, box in found.items()}
     for side in SIDES:
         names = {muscle: sides[muscle][side] for muscle in group.muscles if side in sides[muscle]}
-        leg = Leg({muscle: found[name] for muscle, name in names.items() if name in found}, scan.geometry, side)
+        leg = Leg({muscle: tight[name] for muscle, name in names.items() if name in tight}, scan.geometry, side)
         for muscle, name in names.items():
             if name in found and plan.settings.placing == "muscle":
-                boxes[name] = found[name]
+                boxes[name] = mapped(found[name], coarse, scan.geometry)
                 continue
             try:
                 boxes[name] = plan.neighbours.predict(muscle, leg, box=plan.settings.placing)
