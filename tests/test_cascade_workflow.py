@@ -8,12 +8,17 @@ import numpy as np
 import pytest
 
 from tfmuscle import records
-from tfmuscle.cascade import CascadePlan
+from tfmuscle.cascade import CascadePlan, largest_enlargement, tight_box
 from tfmuscle.errors import DataError
 from tfmuscle.files import read_json, write_json
+from tfmuscle.inference import cascade as prediction
+from tfmuscle.inference import find_in_box, load_cascade, load_run
 from tfmuscle.io import read_volume, write_volume
-from tfmuscle.preprocessing import resample_labels
+from tfmuscle.metrics import dice
+from tfmuscle.preprocessing import preprocess, resample_labels
+from tfmuscle.records.boxes import mean_sample
 from tfmuscle.workflows import cascade as workflow
+from tfmuscle.workflows import comparing, deciding, fold_jobs, summarising
 from tfmuscle.workflows.cascade import cascade_status, fit_cascade, plan_cascade, records_folder
 from tfmuscle.workflows.evaluating import evaluate
 from tfmuscle.workflows.predicting import PredictOptions, predict
@@ -231,6 +236,74 @@ def test_prediction_and_evaluation(run, folder, tmp_path):
     assert note["networks"] == 3
     evaluate(tmp_path / "predictions", folder / "data", tmp_path / "evaluation")
     assert (tmp_path / "evaluation/report.html").exists()
+
+
+def test_networks_of_a_muscle_are_compared_in_its_true_box(run, tmp_path, monkeypatch):
+    for module in (comparing, deciding, fold_jobs, summarising):
+        monkeypatch.setattr(module, "run_apart", workflow.run_apart)
+    home = records_folder(run) / "soleus"
+    settings = {"epochs": 1, "steps": 2, "model_options.filters": 2, "model_options.levels": 2}
+    vary = {"model_options.block": ["plain", "residual"]}
+    result = comparing.study(
+        home, tmp_path / "study", preset="ni_muscles", vary=vary, settings=settings, scale="laptop"
+    )
+    assert not result.failures
+    assert [model.name for model in result.models] == ["block=plain", "block=residual"]
+    legs = {f"person_{number}_{side}" for number in range(3) for side in ("left", "right")}
+    for model in result.models:
+        assert {row["subject_id"] for row in model.rows} == legs
+        assert {row["structure"] for row in model.rows} == {"soleus"}
+    assert result.context["data"].endswith("soleus in its true box: 6 subjects of 3 persons")
+    # A figure again, by hand: the muscle in the mean box, on the grid of the record.
+    folder = tmp_path / "study" / "model_options.block=plain" / "fold_0"
+    split, network = read_json(folder / "run/split.json"), load_run(folder / "run")
+    subject = split["validation"][0]
+    leg = records.read_scan(home / records.read_index(home).path_of(subject), network.spec)
+    row = next(r for r in read_json(folder / "result.json")["rows"] if r["subject_id"] == subject)
+    assert row["reference_ml"] == pytest.approx((leg.labels == 1).sum() * np.prod(network.spec.spacing) / 1000)
+    assert row["dice"] == pytest.approx(dice(find_in_box(network, leg) == 1, leg.labels == 1), nan_ok=True)
+
+
+def test_what_cannot_be_compared(run, tmp_path):
+    study = {"preset": "ni_muscles", "scale": "laptop"}
+    home = records_folder(run) / "soleus"
+    with pytest.raises(ValueError, match="size: .* has made its samples; vary settings of training"):
+        comparing.study(home, tmp_path / "a", vary={"size": [[8, 8], [16, 16]]}, **study)
+    with pytest.raises(ValueError, match="the records say who is in which fold"):
+        comparing.study(home, tmp_path / "b", vary={"epochs": [1, 2]}, folds=3, **study)
+    with pytest.raises(DataError, match="group_01: holds records of whole scans"):
+        comparing.study(home.with_name("group_01"), tmp_path / "c", vary={"epochs": [1, 2]}, **study)
+    with pytest.raises(ValueError, match="follows a plan of whole scans"):
+        comparing.cross_validate(home, tmp_path / "d", ["nnunet_3d"])
+
+
+def test_training_and_prediction_see_the_same_box(run, folder, monkeypatch):
+    # The view of a left leg that prediction makes of the true box is the sample that training would make of it.
+    cascade = load_cascade(run)
+    spec, home = cascade.plan.muscle("soleus").spec, records_folder(run) / "soleus"
+    image, labels = (
+        read_volume(folder / "data" / name) for name in ("imagesTr/person_1_0000.nii.gz", "labelsTr/person_1.nii.gz")
+    )
+    scan, classes = preprocess(image, labels, cascade.plan.base)
+    seen = []
+
+    def looks(run, views, *, mirror):
+        seen.append(views)
+        return np.zeros((*views.shape[:-1], 2), np.float32)
+
+    monkeypatch.setattr(prediction, "mean_probabilities", looks)
+    monkeypatch.setattr(prediction, "enlarged", lambda box, shape, random: largest_enlargement(box, shape, high=1.4))
+    network = load_run(cascade.folder_of("soleus"))
+    for side in ("left", "right"):
+        key = cascade.plan.base.label_map.structures.index(f"soleus_{side}") + 1
+        box = tight_box(classes.array, key)
+        random = np.random.default_rng(0)
+        prediction._probability(network, scan, box, side, random, settings=cascade.plan.settings)
+        leg = records.read_scan(home / records.read_index(home).path_of(f"person_1_{side}"), spec)
+        trained = mean_sample(leg, spec)["image"]
+        looked = seen[-1][0]
+        # One voxel of the nominal grid may differ: the record's box is tight after resampling, the other before.
+        assert np.corrcoef(trained.ravel(), looked.ravel())[0, 1] > 0.9
 
 
 def test_scans_that_trained_the_model_are_told(run, folder, tmp_path):

@@ -43,8 +43,9 @@ SIDE_AXIS = 2
 MIRRORED, KEPT = SIDES
 """Muscles are learned on right legs; left ones are mirrored."""
 SMALLEST_EDGE = 4
-"""A network's grid has at least this many multiples along each axis, so that the deepest level keeps 4 voxels: thin
-muscles of few slices are seen finer than they were scanned, and a budget below `(4 multiples)³` is exceeded."""
+"""A network's grid has at least this many multiples along each axis, so that the deepest level keeps 4 voxels (but 32
+voxels are enough, for networks of many levels): thin muscles of few slices are seen finer than they were scanned, and a
+budget below `(4 multiples)³` is exceeded."""
 _OWN_SPACING_WITHIN = 1.05
 """A network's grid less than 5 % coarser than the scan's own is taken at the scan's own spacing."""
 
@@ -331,7 +332,8 @@ def _muscle(muscle: str, settings: Cascade, base: DataSpec, legs: list[Leg], spa
 
 
 def _deep_enough(window: tuple[int, int, int], multiple: int) -> tuple[int, int, int]:
-    a, b, c = (max(edge, SMALLEST_EDGE * multiple) for edge in window)
+    least = min(SMALLEST_EDGE * multiple, max(32, multiple))
+    a, b, c = (max(edge, least) for edge in window)
     return a, b, c
 
 

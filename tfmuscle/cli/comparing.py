@@ -31,9 +31,11 @@ def _shared(function: Any) -> Any:
             metavar="FIELD=VALUE",
             help="setting that goes before the presets', e.g. epochs=20, model_options.filters=16, size=[96,96]",
         ),
-        click.option("--folds", default="5", show_default=True, metavar="K|loocv", help="folds by person"),
+        click.option("--folds", metavar="K|loocv", help="folds by person [default: 5; of records: their own]"),
         click.option("-o", "--output", "out", type=FOLDER, required=True, help="folder to make, or to go on with"),
-        click.option("-i", "--input", "source", type=FOLDER, required=True, help="dataset folder"),
+        click.option(
+            "-i", "--input", "source", type=FOLDER, required=True, help="dataset folder, or records of one muscle"
+        ),
     ):
         function = decorate(function)
     return function
@@ -89,10 +91,10 @@ def study_command(
 
 def _read(options: dict[str, Any]) -> dict[str, Any]:
     folds = options["folds"]
-    if folds != "loocv" and not folds.isdecimal():
+    if folds not in (None, "loocv") and not folds.isdecimal():
         raise click.UsageError(f"--folds {folds} is neither a number nor loocv")
     settings = checked(parse_settings, options["settings"])
-    return options | {"folds": folds if folds == "loocv" else int(folds), "settings": settings}
+    return options | {"folds": int(folds) if folds and folds != "loocv" else folds, "settings": settings}
 
 
 def parse_settings(texts: tuple[str, ...]) -> dict[str, Any]:

@@ -35,12 +35,14 @@ from tfmuscle.cascade import (
     clean_muscle,
     enlarged,
     largest_component,
+    largest_enlargement,
     mapped,
     resized_back,
     resized_linear,
     structures_of,
     tight_box,
 )
+from tfmuscle.cascade.boxes import INPUT_MARGIN
 from tfmuscle.cascade.plan import MIRRORED, PLAN_FILE, SIDE_AXIS
 from tfmuscle.config import Cascade
 from tfmuscle.errors import DataError
@@ -48,6 +50,7 @@ from tfmuscle.inference.runs import DONE_FILE, WEIGHTS_FILE, Run, load_run
 from tfmuscle.inference.volumes import mean_probabilities
 from tfmuscle.labels import SIDES, LabelMap, without_side
 from tfmuscle.preprocessing import Midline, find_midline, leg_parts, preprocess, resample_image
+from tfmuscle.records import Scan
 from tfmuscle.volume import Geometry, Volume
 
 LARGEST_STRETCH = 1.3
@@ -199,6 +202,26 @@ def predict_cascade(
         _unlike(groups, scan),
         clock.seconds,
     )
+
+
+def find_in_box(run: Run, leg: Scan) -> np.ndarray:
+    """Returns where a muscle's network finds it in the mean enlargement of its true box: `(D, H, W)` uint8, 0 or 1.
+
+    Args:
+        run: the network.
+        leg: a record of its muscle, with labels.
+
+    Raises:
+        DataError: the leg has no voxel of the muscle.
+    """
+    if (tight := tight_box(leg.labels, 1)) is None:
+        raise DataError(f"{leg.subject_id}: its record holds no voxel of the muscle; make the records again")
+    box = largest_enlargement(tight, leg.labels.shape, high=INPUT_MARGIN)
+    view = resized_linear(leg.image, box, run.spec.window)[np.newaxis]
+    probability = mean_probabilities(run, view, mirror=True)[0, ..., 1]
+    found = np.zeros(leg.labels.shape, np.uint8)
+    found[box.slices] = resized_back(probability, box.size) > 0.5
+    return found
 
 
 def _unlike(groups: Iterable[GroupNetwork], scan: Volume) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ def cross_validate(
     out: str | Path,
     presets: Sequence[str],
     *,
-    folds: int | str = 5,
+    folds: int | str | None = None,
     scale: str = "full",
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
@@ -52,10 +52,10 @@ def cross_validate(
     """Trains every preset on every fold, segments the subjects left out and compares the presets.
 
     Args:
-        source: dataset folder.
+        source: dataset folder, or the records of one muscle of a cascade.
         out: folder to make, or to go on with.
         presets: recipes to compare.
-        folds: number of folds by person, or "loocv" for as many as persons.
+        folds: number of folds by person, 5 by default, or "loocv" for as many as persons.
         scale: "laptop" cuts every recipe down.
         seed: of the split and of the trainings.
         settings: fields of `DataSpec`, `TrainConfig` and `Supervised` that go before those of every preset, as in
@@ -79,7 +79,7 @@ def study(
     *,
     preset: str | None,
     vary: Mapping[str, Sequence[Any]],
-    folds: int | str = 5,
+    folds: int | str | None = None,
     fold: int | None = None,
     scale: str = "full",
     seed: int = 0,
@@ -90,11 +90,11 @@ def study(
     """Trains a preset with every combination of the varied settings and compares them.
 
     Args:
-        source: dataset folder.
+        source: dataset folder, or the records of one muscle of a cascade.
         out: folder to make, or to go on with.
         preset: recipe that is varied; None for the defaults.
         vary: field -> values.
-        folds: number of folds by person, or "loocv".
+        folds: number of folds by person, 5 by default, or "loocv".
         fold: the only fold to leave out; None takes all of them in turn.
         scale: "laptop" cuts the recipe down.
         seed: of the split and of the trainings.
@@ -153,6 +153,8 @@ def _make_records(
     job: Job, planned: Sequence[Planned], prior: Path | None, failures: dict[str, str], progress: Progress | None
 ) -> None:
     """Builds what samples are missing. A candidate without records fails when it is trained."""
+    if job.dataset is None:
+        return
     for folder, item in {item.records: item for item in planned}.items():
         users = [other for other in planned if other.records == folder]
         if all(user.is_done(number) for user in users for number in job.chosen) and not folder.exists():
@@ -162,7 +164,7 @@ def _make_records(
         try:
             with claimed_in_turn(job.out, name=f"claim-{folder.name}", tell=tell):
                 if not (folder / INDEX_FILE).exists():
-                    arguments = (job.dataset.root, folder, item.spec, job.workers, prior)
+                    arguments = (job.source, folder, item.spec, job.workers, prior)
                     run_apart(make_records, *arguments, progress=progress)
                 keep_plan(item.plan, folder)
             failures |= {f"{key}, records of {names}": reason for key, reason in read_index(folder).failures.items()}
@@ -195,7 +197,7 @@ def _train_all(
                 continue
             config = item.config_of(number, job.folds, sound)
             told = _summed(progress, sum(steps[:place]), steps[place], sum(steps), name)
-            place_of = (item.fold(number), item.records, job.dataset.root)
+            place_of = (item.fold(number), item.records, job.source)
             problem = run_fold(*place_of, config, prior=prior, progress=told)
         if problem:
             failures[name] = problem

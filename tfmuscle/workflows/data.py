@@ -160,7 +160,7 @@ def plan_spec(
     if (patches := settings.get("patches", chosen.get("patches"))) in ("whole", "boxes"):
         raise DataError(
             f"{dataset.root}: patches {patches!r} are samples of a cascade, which 'tfmuscle fit --preset ni_cascade'"
-            " makes; choose another preset, or grid or random patches"
+            " makes, and 'tfmuscle study -i RUN_records/MUSCLE' varies; or choose another preset"
         )
     if settings.get("kind", chosen.get("kind")) != chosen.get("kind"):
         chosen = {key: value for key, value in chosen.items() if key not in ("kind", "depth", "size")}

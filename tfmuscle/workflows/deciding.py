@@ -3,6 +3,10 @@
 What all candidates share is written into the output folder and may not change between calls; what was decided for a
 candidate is written into its folder and read again, so that a later call need not measure the dataset anew and another
 version of a preset does not change the folds that are left.
+
+Usually the source is a dataset. It may also be the records of one muscle of a cascade (`DataSpec.patches == "boxes"`),
+for ablations of the networks of single muscles: folds and samples are then those of the records, candidates differ in
+their training alone, and what is measured is the muscle in its true box.
 """
 
 import dataclasses
@@ -18,6 +22,7 @@ from tfmuscle.config import DataSpec, TrainConfig
 from tfmuscle.errors import DataError
 from tfmuscle.files import TEMPORARY_PREFIX, json_text, read_json, write_json
 from tfmuscle.folds import TEST, assign_folds
+from tfmuscle.records import INDEX_FILE, load_spec, read_index
 from tfmuscle.subjects import Dataset, read_dataset
 from tfmuscle.workflows.building import Progress
 from tfmuscle.workflows.data import plan_spec
@@ -31,6 +36,8 @@ CHOOSING_FOLDS = 4
 """From so many folds on, the fold after the one left out chooses the epoch that is kept, so that nothing of the network
 depends on the subjects it is measured on. With fewer folds too little would be left to train on: the fold left out
 chooses, and the page says so."""
+FOLDS = 5
+"""Folds of a dataset when nobody says how many."""
 LEAVE_ONE_OUT = "loocv"
 """As many folds as persons."""
 ABOUT_FILE = "about.json"
@@ -43,7 +50,9 @@ class Job:
     """What all candidates share.
 
     Attributes:
-        dataset: scans and references.
+        source: folder of the dataset, or of the records.
+        title: what the dataset is called.
+        dataset: scans and references; None where the source is records.
         out: folder of everything.
         name: of the tables, "comparison" or "study".
         split: subject -> fold, `folds.TEST` for those held out of everything.
@@ -55,7 +64,9 @@ class Job:
         test: persons held out of everything, a count or a share.
     """
 
-    dataset: Dataset
+    source: Path
+    title: str
+    dataset: Dataset | None
     out: Path
     name: str
     split: Mapping[str, int]
@@ -95,15 +106,20 @@ class Planned:
 
 
 def make_job(
-    source: str | Path, out: str | Path, name: str, folds: int | str, settings: Mapping[str, Any] | None, **shared: Any
+    source: str | Path,
+    out: str | Path,
+    name: str,
+    folds: int | str | None,
+    settings: Mapping[str, Any] | None,
+    **shared: Any,
 ) -> Job:
     """Reads the dataset and assigns its labelled subjects to folds.
 
     Args:
-        source: dataset folder.
+        source: dataset folder, or records of one muscle.
         out: folder of everything.
         name: "comparison" or "study".
-        folds: number, or "loocv".
+        folds: number, or "loocv"; None for 5, and for those that records were made with.
         settings: those of the caller; `test` holds subjects out.
         **shared: `scale`, `seed` and `workers` of the job.
 
@@ -111,6 +127,10 @@ def make_job(
         ValueError: less than two folds.
         DataError: no such dataset, nothing labelled, or fewer persons than folds.
     """
+    if (Path(source) / INDEX_FILE).exists():
+        if folds is not None:
+            raise ValueError(f"folds is {folds!r}; the records say who is in which fold: leave it out")
+        return _job_of_records(Path(source), Path(out), name, settings, **shared)
     dataset = read_dataset(source)
     labelled = [subject.subject_id for subject in dataset.subjects if subject.labels is not None]
     if not labelled:
@@ -118,13 +138,32 @@ def make_job(
     test, seed = (settings or {}).get("test", 0), shared["seed"]
     if type(test) not in (int, float) or not 0 <= test < math.inf:
         raise ValueError(f"test is {test!r}; a number of persons, or a share below 1, is needed")
+    folds = FOLDS if folds is None else folds
     if folds == LEAVE_ONE_OUT:
         everybody = assign_folds(labelled, folds=1, test=test, seed=seed)
         folds = len({person_of(key) for key, fold in everybody.items() if fold != TEST})
     if not isinstance(folds, int) or folds < 2:
         raise ValueError(f"folds is {folds!r}; 2 or more are needed, or {LEAVE_ONE_OUT!r} with 2 persons or more")
     split = assign_folds(labelled, folds=folds, test=test, seed=seed)
-    return Job(dataset, Path(out), name, split, folds, tuple(range(folds)), test=float(test), **shared)
+    about = (dataset.root, dataset.name, dataset, Path(out), name)
+    return Job(*about, split, folds, tuple(range(folds)), test=float(test), **shared)
+
+
+def _job_of_records(source: Path, out: Path, name: str, settings: Mapping[str, Any] | None, **shared: Any) -> Job:
+    spec, index = load_spec(source), read_index(source)
+    if spec.patches != "boxes":
+        raise DataError(
+            f"{source}: holds records of whole scans, and models are compared on scans; give the dataset they were"
+            " made of"
+        )
+    if "test" in (settings or {}):
+        raise ValueError("test: the records say who is held out; leave it out, or give a dataset")
+    split = dict(sorted(index.folds.items()))
+    folds = sorted({fold for fold in split.values() if fold != TEST})
+    if len(folds) < 2 or folds[-1] >= len(folds):
+        raise DataError(f"{source}: its subjects are in folds {folds}; two or more, from 0 on, are needed")
+    title = f"{spec.name}, {spec.label_map.structures[0]} in its true box"
+    return Job(source, title, None, out, name, split, len(folds), tuple(folds), **shared)
 
 
 def person_of(subject_id: str) -> str:
@@ -138,7 +177,7 @@ def claim_folder(job: Job) -> None:
     Raises:
         DataError: it holds other files, or was begun with other subjects, folds, seed or scale.
     """
-    about = {"made_by": _COMMANDS[job.name], "dataset": job.dataset.name, "scale": job.scale, "seed": job.seed}
+    about = {"made_by": _COMMANDS[job.name], "dataset": job.title, "scale": job.scale, "seed": job.seed}
     about |= {"folds": job.folds, "split": dict(job.split)}
     path = job.out / ABOUT_FILE
     if job.out.exists() and not job.out.is_dir():
@@ -184,7 +223,8 @@ def decide(job: Job, candidates: Sequence[Candidate], progress: Progress | None)
             new[path] = {"asked": candidate.asked(), "spec": spec.to_dict(), "config": config.to_dict()}
         identity = [spec.to_dict(), plan["mode"] if plan else None]  # the plan lies beside the records
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-        planned.append(Planned(candidate, spec, config, folder, job.out / f"records-{digest}", plan))
+        records = job.out / f"records-{digest}" if job.dataset else job.source
+        planned.append(Planned(candidate, spec, config, folder, records, plan))
     unchecked = [item for item in planned if item.folder / SETTINGS_FILE in new]
     if unchecked:
         run_apart(check_models, [(item.candidate.name, item.spec, item.config) for item in unchecked])
@@ -197,6 +237,8 @@ def _plan(job: Job, candidate: Candidate, progress: Progress | None) -> dict[str
     """Returns nnU-Net's plan for a preset that follows it: made once for all presets of a mode, and kept."""
     if not candidate.plan:
         return None
+    if job.dataset is None:
+        raise ValueError(f"{candidate.name}: follows a plan of whole scans, which {job.source} does not hold")
     path = job.out / ("plan_seed002.json" if str(candidate.preset).endswith("_seed002") else "plan.json")
     known = path if path.exists() else None
     plan = preset_plan(job.dataset, candidate.preset, scale=job.scale, path=known, progress=progress)
@@ -206,6 +248,12 @@ def _plan(job: Job, candidate: Candidate, progress: Progress | None) -> dict[str
 
 
 def _spec(job: Job, candidate: Candidate, plan: Mapping[str, Any] | None, progress: Progress | None) -> DataSpec:
+    if job.dataset is None:
+        if candidate.data:
+            raise ValueError(
+                f"{', '.join(candidate.data)}: {job.source} has made its samples; vary settings of training"
+            )
+        return load_spec(job.source)
     settings = dict(candidate.data) | {"folds": job.folds, "seed": job.seed, "test": job.test}
     about: dict[str, Any] = {"preset": candidate.preset, "scale": job.scale, "plan": plan, "progress": progress}
     return dataclasses.replace(plan_spec(job.dataset, settings, **about), preset=None)  # same samples, same records

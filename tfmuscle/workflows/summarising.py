@@ -55,7 +55,7 @@ def summarise(
         name = item.candidate.name
         for number, content in found.items():
             failures |= {f"{name}, fold {number}, {key}": reason for key, reason in content["failures"].items()}
-        predictions = collect(item, found)
+        predictions = collect(item, found) if job.dataset else {}
         models.append(_model(job, item, found, published.get(item.candidate.preset or "")))
         facts[name] = {key: [content[key] for content in found.values()] for key in ("epochs", "hardware")}
         if item.candidate.plan and len(found) == job.folds:
@@ -79,7 +79,7 @@ def summarise(
 
 def _without_folders(job: Job, text: str) -> str:
     """Returns a message without the folders above output and dataset, for a page is sent around."""
-    for folder in (job.out, job.out.resolve(), job.dataset.root.parent, job.dataset.root.parent.resolve()):
+    for folder in (job.out, job.out.resolve(), job.source.parent, job.source.parent.resolve()):
         text = text.replace(f"{folder}/", "")
     return text
 
@@ -129,7 +129,7 @@ def _context(job: Job, facts: Mapping[str, Mapping[str, Sequence[Any]]]) -> dict
     left_out = "" if len(job.chosen) == job.folds else f", only fold {', '.join(map(str, job.chosen))} left out"
     held_out = len(job.split) - len(used)
     context = {
-        "data": f"{job.dataset.name}: {len(used)} subjects of {persons} persons",
+        "data": f"{job.title}: {len(used)} subjects of {persons} persons",
         "split": f"{kind}, seed {job.seed}{left_out}"
         + f"; {held_out} subjects held out of everything" * (held_out > 0),
         "seed": str(job.seed),
@@ -177,7 +177,8 @@ def _cleaning(
 ) -> list[dict[str, Any]]:
     """Chooses the cleaning, once for the same predictions, and returns Dice before and after as a table."""
     path, name = item.folder / CLEANING_TABLE, item.candidate.name
-    references = {s.subject_id: s.labels for s in job.dataset.subjects if s.labels is not None}
+    subjects = job.dataset.subjects if job.dataset else ()
+    references = {s.subject_id: s.labels for s in subjects if s.labels is not None}
     labels = {key: sha256(prediction) for key, prediction in predictions.items()}
     chosen = path.exists() and (item.folder / CLEANING_FILE).exists() and read_json(path).get("labels") == labels
     if not chosen:
