@@ -22,6 +22,7 @@ CLI_FAMILIES = (
     "predicting",
     "preparing",
     "segmentations",
+    "slices",
     "surfaces",
     "ultrasound",
 )
@@ -32,7 +33,7 @@ FLOORS = {
     "presets": 3, "io": 3, "phantom": 3, "metrics": 3, "layers": 3, "losses": 3,
     "subjects": 4, "folds": 4, "preprocessing": 4, "surfaces": 4, "compounding": 4,
     "planning": 5, "label_sources": 5, "sampling": 5, "report": 5, "registration": 5,
-    "postprocessing": 5, "contours": 5, "cascade": 5,
+    "postprocessing": 5, "contours": 5, "labelled_slices": 5, "cascade": 5,
     "records": 6, "augmentation": 6, "models": 6,
     "inference": 7,
     "training": 8,

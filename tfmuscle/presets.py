@@ -90,6 +90,28 @@ PRESETS: dict[str, Preset] = {
         data={"kind": "stacks", "depth": 5},
         training={"model": "unet", "model_options": {"filters": 32, "norm": "batch"}, "epochs": 50, "batch_size": 16},
     ),
+    "mehrabi_latent": Preset(
+        about="Latent-feature residual U-Net for one scan with about ten labelled slices (Mehrabi & Handsfield):"
+        " 'fit -i SCAN --labels LABELS'. Numbers are ours; the paper has none.",
+        data={"kind": "stacks", "depth": 5, "normalisation": "percentile", "folds": 2},
+        training={"model": "latent_unet", "epochs": 200, "steps": 50, "batch_size": 4, "schedule": "plateau"},
+        recipe={
+            "loss": "composite",
+            "augmentation": "mehrabi",
+            "selection": "loss",
+            "patience": 30,
+            "patience_of": "loss",
+        },
+        laptop={
+            "data": {"size": (256, 256)},
+            "training": {
+                "epochs": 12,
+                "steps": 20,
+                "schedule": "cosine",
+                "model_options": {"filters": 8, "latent": 64},
+            },
+        },
+    ),
     "volumes": Preset(
         about="Residual 3D U-Net on sub-volumes: near-isotropic scans; wants a GPU at full scale.",
         data={"kind": "volumes"},

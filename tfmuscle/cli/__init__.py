@@ -20,6 +20,7 @@ from tfmuscle.cli import (
     predicting,
     preparing,
     segmentations,
+    slices,
     surfaces,
     ultrasound,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "predicting",
     "preparing",
     "segmentations",
+    "slices",
     "surfaces",
     "tfmuscle_group",
     "ultrasound",

@@ -10,6 +10,7 @@ import click
 
 from tfmuscle.cli.base import FOLDER, Bar, checked, command, given, print_list, setting
 from tfmuscle.cli.cascade import fit_networks
+from tfmuscle.cli.slices import fit_few_slices, slice_options
 from tfmuscle.config import Supervised, TrainConfig
 from tfmuscle.presets import PRESETS
 from tfmuscle.quiet import quiet_start
@@ -27,7 +28,7 @@ def demo_command(out: Path) -> None:
 
 
 @command(name="fit")
-@click.option("-i", "--input", "source", type=FOLDER, required=True, help="records, or a dataset")
+@click.option("-i", "--input", "source", type=FOLDER, required=True, help="records, a dataset, or a scan with --labels")
 @click.option("-o", "--output", "run", type=FOLDER, required=True, help="run folder to make")
 @setting(TrainConfig, "model")
 @setting(Supervised, "loss")
@@ -62,6 +63,7 @@ def demo_command(out: Path) -> None:
 @click.option(
     "--from", "start", type=FOLDER, help="run to start from: its architecture, and its weights as far as they fit"
 )
+@slice_options
 @click.option("--only", multiple=True, metavar="NETWORK", help="of a cascade: only this group or muscle; repeatable")
 @click.option(
     "--cascade", "cascade", multiple=True, metavar="NAME=VALUE", help="setting of a cascade, e.g. fine_voxels=100000"
@@ -90,6 +92,15 @@ def fit_command(source: Path, run: Path, preset: str | None, scale: str, start: 
         chosen = {"preset": preset, "scale": scale}
         fit_networks(source, run, settings, recipe, cascade=cascade, only=only, resume=resume, **chosen)
         return
+    few = {name: settings.pop(name, None) for name in ("labels", "names", "listed", "axis")}
+    if few["labels"] is not None:
+        if start is not None or settings.get("left_out") is not None:
+            raise click.UsageError("--from and --left-out are not for a few slices of one scan")
+        config = checked(plan_training, settings, recipe=recipe, preset=preset, scale=scale)
+        fit_few_slices(source, run, config, few, resume=resume)
+        return
+    if given(few):
+        raise click.UsageError("--names, --slices and --axis go with --labels")
     plan = checked(training_plan, source, preset, scale=scale)
     config = checked(plan_training, settings, recipe=recipe, preset=preset, scale=scale, plan=plan, start=start)
     bar = Bar()

@@ -1,0 +1,127 @@
+"""One scan and a few labelled slices, from the files to labels of the whole scan."""
+
+import numpy as np
+import pytest
+
+from tfmuscle.config import DataSpec
+from tfmuscle.errors import DataError
+from tfmuscle.files import read_json, write_json
+from tfmuscle.io import read_volume, write_volume
+from tfmuscle.labels import IGNORE
+from tfmuscle.records import read_index, read_shard
+from tfmuscle.subjects import read_dataset
+from tfmuscle.volume import Geometry, Volume
+from tfmuscle.workflows.comparing import cross_validate
+from tfmuscle.workflows.learning import plan_training
+from tfmuscle.workflows.slices import SliceLabels, fit_slices, slices_dataset
+
+SHAPE, SPACING = (40, 36, 24), (1.5, 1.5, 5.0)
+DRAWN = (2, 4, 6, 9, 11, 13, 16, 18, 20, 22)
+TINY = {"epochs": 2, "steps": 3, "batch_size": 2, "model_options": {"filters": 2, "latent": 4}}
+
+
+def muscle():
+    """A bright rod that leans, in a darker leg, and where it is."""
+    i, j, k = np.indices(SHAPE)
+    inside = (i - 14 - 0.3 * k) ** 2 + (j - 18) ** 2 < 49
+    rng = np.random.default_rng(0)
+    image = rng.normal(1.0, 0.1, SHAPE) + ((i - 20) ** 2 + (j - 18) ** 2 < 260) + 2.0 * inside
+    return image.astype(np.float32), inside.astype(np.uint8)
+
+
+@pytest.fixture(params=[2, 0])
+def source(tmp_path, request):
+    """A scan and ten labelled slices, along the last axis of the array or the first."""
+    image, inside = muscle()
+    labels = np.zeros_like(inside)
+    labels[..., DRAWN] = inside[..., DRAWN]
+    turn = (0, 1, 2) if request.param == 2 else (2, 0, 1)
+    affine = np.zeros((4, 4))
+    affine[list(turn), [0, 1, 2]] = [SPACING[axis] for axis in turn]
+    affine = np.diag([*SPACING, 1.0])[:, [*turn, 3]]
+    geometry = Geometry(tuple(SHAPE[axis] for axis in turn), affine)
+    write_volume(tmp_path / "leg.nii.gz", Volume(image.transpose(turn), geometry))
+    write_volume(tmp_path / "soleus.nii.gz", Volume(labels.transpose(turn), geometry))
+    return SliceLabels(tmp_path / "leg.nii.gz", tmp_path / "soleus.nii.gz")
+
+
+def test_each_slice_becomes_a_subject_whose_other_slices_are_unknown(source, tmp_path):
+    slices = slices_dataset(source, tmp_path / "data", alone=True)
+    assert slices.indices == DRAWN
+    dataset = read_dataset(tmp_path / "data")
+    assert [s.subject_id for s in dataset.subjects] == [f"leg_slice_{index:04d}" for index in DRAWN]
+    assert dataset.label_map.to_dict() == {"background": 0, "soleus": 1, "ignore": 255}
+    for index, subject in zip(DRAWN, dataset.subjects, strict=True):
+        image, labels = subject.read(dataset.label_map)
+        array = np.moveaxis(labels.array, slices.axis, 0)
+        assert (np.delete(array, index, axis=0) == 255).all()
+        assert set(np.unique(array[index])) == {0, 1}
+    assert slices_dataset(source, tmp_path / "data", alone=True) == slices  # again: nothing to do
+    with pytest.raises(DataError, match="holds something else, or was made from other slices"):
+        slices_dataset(source, tmp_path / "data", alone=False)
+
+
+def test_few_slices_label_the_whole_scan(source, tmp_path):
+    config = plan_training(TINY, recipe={}, preset="mehrabi_latent", scale="laptop")
+    said = []
+    result = fit_slices(source, tmp_path / "run", config, say=said.append)
+    assert result.validating == (6, 18)
+    assert any("slices 6, 18 of 10 labelled ones validate" in text and "lie 10 mm from slices" in text for text in said)
+    scan, labels = read_volume(source.scan), read_volume(result.labels)
+    assert result.labels.name == "leg.nii.gz"
+    assert labels.geometry.same_grid(scan.geometry)
+    assert set(result.figures) == {"soleus"}
+    assert set(result.figures["soleus"]) == {"dice_2d_mean", "dice", "iou"}
+    # Records hold the labelled slices and no other: eight train, two validate.
+    spec = DataSpec.load(tmp_path / "run_records/spec.json")
+    index = read_index(tmp_path / "run_records")
+    assert {key: index.samples_of(key) for key in index.usable} == {"leg": 2, "leg_training_slices": 8}
+    for key in index.usable:
+        for sample in read_shard(index.folder / index.path_of(key), spec):
+            assert set(np.unique(sample["labels"])) <= {IGNORE, 0, 1}  # beyond the scan nobody looked either
+            assert (sample["labels"] == 1).any()
+    assert read_json(tmp_path / "run/split.json")["validation"] == ["leg"]
+    assert result.reduced
+    # The figures are those of the two slices that validate.
+    true = np.moveaxis(muscle()[1], 2, 0)[[6, 18]] == 1
+    found = np.moveaxis(labels.array, np.argmax(scan.spacing), 0)[[6, 18]] == 1
+    if scan.geometry.shape[0] == SHAPE[2]:
+        assert found.shape == true.shape
+    both = 2 * (found & true).sum() / (found.sum() + true.sum())
+    assert result.figures["soleus"]["dice"] == pytest.approx(both)
+    again = fit_slices(source, tmp_path / "run", config, resume=True)
+    assert again.figures == result.figures
+
+
+def test_slices_are_cross_validated(source, tmp_path):
+    slices_dataset(source, tmp_path / "data", alone=True)
+    settings = {f"model_options.{key}": value for key, value in TINY["model_options"].items()}
+    settings |= {"epochs": 1, "steps": 1, "batch_size": 2}
+    result = cross_validate(
+        tmp_path / "data", tmp_path / "cv", ["mehrabi_latent"], folds=4, scale="laptop", settings=settings
+    )
+    assert not result.failures
+    assert {row["subject_id"] for row in result.models[0].rows} == {f"leg_slice_{index:04d}" for index in DRAWN}
+
+
+def test_what_cannot_be_used(source, tmp_path):
+    labels = read_volume(source.labels)
+    other = tmp_path / "other.nii.gz"
+    write_volume(other, labels.cropped((0, 0, 0), tuple(edge - 1 for edge in labels.geometry.shape)))
+    with pytest.raises(DataError, match="not on the grid of"):
+        slices_dataset(SliceLabels(source.scan, other), tmp_path / "a", alone=True)
+    write_volume(other, labels.with_array(np.zeros_like(labels.array)))
+    with pytest.raises(DataError, match="nothing is labelled; label some slices"):
+        slices_dataset(SliceLabels(source.scan, other), tmp_path / "b", alone=True)
+    write_json(tmp_path / "names.json", {"labels": {"background": 0, "soleus": 2}})
+    with pytest.raises(DataError, match="have no name; give a table"):
+        slices_dataset(SliceLabels(source.scan, source.labels, tmp_path / "names.json"), tmp_path / "c", alone=True)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/thesis.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(DataError, match="holds something else"):
+        slices_dataset(source, tmp_path / "d", alone=True)
+    scans = tmp_path / "scans"
+    for name in "ab":
+        write_volume(scans / f"{name}.nii.gz", labels)
+    with pytest.raises(DataError, match="holds 2 scans"):
+        slices_dataset(SliceLabels(scans, source.labels), tmp_path / "e", alone=True)

@@ -1,0 +1,131 @@
+"""The few labelled slices of one scan: which they are, who validates, and labels that say nothing of the others.
+
+The user has drawn a muscle on some slices of a scan, and saved one label file in which all other slices are empty.
+There a voxel without a label means that nobody looked, not that nothing is there: unknown is not background. So labels
+are made in which every voxel of the other slices has the ignore id, and each group of slices (those that train, those
+that validate, or each slice alone) gets labels of its own.
+
+The slices are found, not asked for: along the axis on which somebody drew every so many slices, the labelled planes
+have gaps; along the other two they do not. Without gaps it is the slice axis. Slices on which the muscle has ended look
+like slices that nobody drew; they must be named.
+
+Slices of one scan are not independent of each other: what validates lies some mm from what trains.
+`LabelledSlices.apart_mm` says how far.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tfmuscle.labels import LabelMap
+from tfmuscle.metrics import slice_axis
+from tfmuscle.volume import Volume
+
+FEWEST = 3
+"""Labelled slices that are needed at least: one between two others validates."""
+SLICES_PER_VALIDATION = 5
+"""Of so many labelled slices one validates: the 3rd and the 8th of ten."""
+FREE_IDS = (255, 65535)
+"""Ids for voxels nobody labelled, where the label map has none of its own: the first that no structure has."""
+
+
+@dataclass(frozen=True)
+class LabelledSlices:
+    """Where somebody drew.
+
+    Attributes:
+        axis: of the array, 0 to 2, along which slices follow each other.
+        indices: labelled slices, ascending, counted from 0.
+        step_mm: distance of neighbouring slices.
+    """
+
+    axis: int
+    indices: tuple[int, ...]
+    step_mm: float
+
+    def validating(self) -> tuple[int, ...]:
+        """Returns the slices that validate: the middle one of every five, never the first or the last.
+
+        Raises:
+            ValueError: fewer than three labelled slices.
+
+        >>> LabelledSlices(2, tuple(range(0, 50, 5)), 3.0).validating()
+        (10, 35)
+        """
+        count = len(self.indices)
+        if count < FEWEST:
+            raise ValueError(
+                f"{count} labelled slices; {FEWEST} are needed at least, so that one between others validates"
+            )
+        groups = np.array_split(np.arange(count), max(1, round(count / SLICES_PER_VALIDATION)))
+        return tuple(self.indices[int(group[(len(group) - 1) // 2])] for group in groups)
+
+    def apart_mm(self, some: Iterable[int]) -> float:
+        """Returns the smallest distance between slices of `some` and the other labelled ones, mm."""
+        chosen = set(some)
+        others = [index for index in self.indices if index not in chosen]
+        return min(abs(one - other) for one in chosen for other in others) * self.step_mm
+
+
+def find_slices(
+    labels: Volume, label_map: LabelMap, *, axis: int | None = None, listed: Sequence[int] | None = None
+) -> LabelledSlices:
+    """Finds the labelled slices.
+
+    Args:
+        labels: `(I, J, K)` ids.
+        label_map: its ignore id marks voxels that nobody labelled.
+        axis: along which slices follow each other; found by their gaps when not given.
+        listed: the labelled slices, where empty ones are among them.
+
+    Raises:
+        ValueError: nothing is labelled, an axis or slice that is not there, or a labelled slice that is not listed.
+    """
+    known = labels.array != (0 if label_map.ignore is None else label_map.ignore)
+    drawn = known & (labels.array != 0)
+    if not drawn.any():
+        raise ValueError("nothing is labelled; label some slices")
+    if axis is not None and axis not in (0, 1, 2):
+        raise ValueError(f"axis is {axis}; choose 0, 1 or 2")
+    along = _axis(labels, drawn) if axis is None else axis
+    found = _planes(drawn, along)
+    step = labels.spacing[along]
+    if listed is None:
+        return LabelledSlices(along, found, step)
+    wanted, count = sorted(set(listed)), labels.array.shape[along]
+    if not wanted or wanted[0] < 0 or wanted[-1] >= count:
+        raise ValueError(f"slices {wanted} are listed; axis {along} has slices 0 to {count - 1}")
+    if missing := sorted(set(found) - set(wanted)):
+        raise ValueError(f"slices {missing} are labelled and not listed; list them, or clear them")
+    return LabelledSlices(along, tuple(wanted), step)
+
+
+def _axis(labels: Volume, drawn: np.ndarray) -> int:
+    """Returns the axis along which labelled planes have the most gaps; the slice axis where none has any."""
+    shares = []
+    for axis in range(3):
+        planes = _planes(drawn, axis)
+        shares.append(len(planes) / (planes[-1] - planes[0] + 1))
+    return int(np.argmin(shares)) if min(shares) < 1 else slice_axis(labels.geometry)
+
+
+def _planes(drawn: np.ndarray, axis: int) -> tuple[int, ...]:
+    others = tuple(other for other in range(3) if other != axis)
+    return tuple(np.flatnonzero(drawn.any(axis=others)).tolist())
+
+
+def free_id(label_map: LabelMap) -> int:
+    """Returns the map's ignore id, or one that no structure has."""
+    if label_map.ignore is not None:
+        return label_map.ignore
+    return next(key for key in FREE_IDS if key not in label_map.names)
+
+
+def only(labels: Volume, slices: LabelledSlices, keep: Iterable[int], ignore: int) -> Volume:
+    """Returns the labels of the slices in `keep`, with the id `ignore` in all others."""
+    array = np.full(labels.array.shape, ignore, np.uint8 if ignore < 256 else np.uint16)
+    for index in keep:
+        where = tuple(index if axis == slices.axis else slice(None) for axis in range(3))
+        array[where] = labels.array[where]
+    return labels.with_array(array)

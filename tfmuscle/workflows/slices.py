@@ -1,0 +1,244 @@
+"""One scan and a few labelled slices: `slices_dataset` and `fit_slices`.
+
+A scan whose slices are labelled in part becomes a dataset of several *subjects* that share the scan and differ in the
+slices of which their labels speak; in all others every voxel has the ignore id. So records, losses, metrics, figures
+and folds need to know nothing new: folds of subjects are folds of slices.
+
+    slices_dataset(alone=True)    one subject for each labelled slice: cross-validation of slices, leave one slice out
+    slices_dataset(alone=False)   `<scan>_training_slices`, and `<scan>` with the slices that validate
+
+    RUN_slices/   that dataset          RUN_records/  its samples
+    RUN/          the trained network   RUN_labels/   labels of the whole scan
+    RUN_report/   what `evaluate` says of the slices that validate
+
+What validates lies in the same scan as what trains. `fit_slices` says how many mm apart; figures of such slices tell
+how well the network fills in between slices of this scan, and nothing about another person.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tfmuscle.config import TrainConfig
+from tfmuscle.errors import DataError
+from tfmuscle.evaluation.results import mean
+from tfmuscle.files import TEMPORARY_PREFIX, atomic_path, read_json, write_json
+from tfmuscle.folds import assign_folds
+from tfmuscle.io import case_id, read_label_image, write_volume
+from tfmuscle.io.label_tables import names_of, read_label_table
+from tfmuscle.labelled_slices import LabelledSlices, find_slices, free_id, only
+from tfmuscle.labels import LabelMap, distinct
+from tfmuscle.presets import get_preset
+from tfmuscle.subjects import read_dataset, read_scans
+from tfmuscle.volume import Geometry, Volume
+from tfmuscle.workflows.building import Progress, build_records
+from tfmuscle.workflows.data import plan_spec
+from tfmuscle.workflows.evaluating import evaluate
+from tfmuscle.workflows.learning import fit
+from tfmuscle.workflows.predicting import predict
+
+TRAINING_SUFFIX = "_training_slices"
+ORIENTATIONS = {"SI": "SPL", "AP": "PSL", "RL": "LSP"}
+"""Axes of the samples when slices follow each other from foot to head, from front to back, and from side to side."""
+_METRICS = ("dice_2d_mean", "dice", "iou")
+
+
+@dataclass(frozen=True)
+class SliceLabels:
+    """A few labels of one scan: where they come from, and what is known of them.
+
+    Attributes:
+        scan: image file or DICOM folder.
+        labels: label image on the scan's grid.
+        names: table of names; the one beside the labels by default.
+        axis: of the label array, along which slices follow each other; found by default.
+        listed: labelled slices, where the structure is absent from some of them.
+    """
+
+    scan: Path
+    labels: Path
+    names: Path | None = None
+    axis: int | None = None
+    listed: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class SlicesResult:
+    """What `fit_slices` made.
+
+    Attributes:
+        labels: segmentation of the whole scan.
+        figures: structure -> `dice_2d_mean`, `dice` (3D) and `iou` over the slices that validate.
+        slices: all labelled slices.
+        validating: those that validate.
+        reduced: whether the recipe was cut down.
+    """
+
+    labels: Path
+    figures: dict[str, dict[str, float]]
+    slices: LabelledSlices
+    validating: tuple[int, ...]
+    reduced: bool
+
+
+def slices_dataset(source: SliceLabels, out: str | Path, *, alone: bool) -> LabelledSlices:
+    """Writes a scan with a few labelled slices as a dataset.
+
+    Args:
+        source: scan and labels.
+        out: folder to make; one that was made from the same slices stays as it is.
+        alone: every labelled slice is a subject; else there are two, who train and who validate.
+
+    Raises:
+        DataError: files that cannot be used or do not fit, too few slices, or a folder that holds something else.
+    """
+    out = Path(out)
+    subject = _one_scan(source.scan)
+    labels, label_map = _read_labels(source)
+    image = subject.read_image()
+    if not labels.geometry.same_grid(image.geometry):
+        raise DataError(f"{source.labels}: not on the grid of {source.scan}; resample it by nearest neighbour")
+    try:
+        slices = find_slices(labels, label_map, axis=source.axis, listed=source.listed)
+        groups = _groups(subject.subject_id, slices, alone=alone)
+    except ValueError as error:
+        raise DataError(f"{source.labels}: {error}") from error
+    note: dict[str, Any] = {
+        "axis": slices.axis,
+        "labelled": list(slices.indices),
+        "groups": {k: list(v) for k, v in groups.items()},
+    }
+    if out.exists() and any(out.iterdir()):
+        if not (out / "dataset.json").exists() or read_json(out / "dataset.json").get("slices") != note:
+            raise DataError(f"{out}: holds something else, or was made from other slices; name another folder")
+        return slices
+    ignore = free_id(label_map)
+    known = dataclasses.replace(label_map, ignore=ignore)
+    with atomic_path(out) as folder:
+        name = f"imagesTr/{subject.subject_id}_0000.nii.gz"
+        write_volume(folder / name, image.with_array(image.array[..., 0]))
+        entries = {}
+        for key, indices in groups.items():
+            path = f"labelsTr/{key}.nii.gz"
+            write_volume(folder / path, only(labels, slices, indices, ignore))
+            entries[key] = {"images": [name], "label": path}
+        about: dict[str, Any] = {
+            "name": f"{subject.subject_id}_slices",
+            "channel_names": {"0": "image"},
+            "labels": known.to_dict(),
+        }
+        about |= {"file_ending": ".nii.gz", "numTraining": len(entries), "dataset": entries, "slices": note}
+        write_json(folder / "dataset.json", about)
+    return slices
+
+
+def _one_scan(path: Path) -> Any:
+    subjects = read_scans(path, ("image",))
+    if len(subjects) != 1:
+        raise DataError(f"{path}: holds {len(subjects)} scans; give the one whose slices are labelled")
+    return subjects[0]
+
+
+def _read_labels(source: SliceLabels) -> tuple[Volume, LabelMap]:
+    labels = read_label_image(source.labels)
+    label_map = read_label_table(source.names) if source.names else names_of(source.labels)
+    ids = distinct(labels.array)
+    found = [key for key in map(int, ids) if key]
+    if label_map is None:
+        own = case_id(source.labels)
+        label_map = LabelMap({key: own if len(found) == 1 else f"label_{key}" for key in found})
+    if unknown := label_map.unknown_ids(ids):
+        raise DataError(f"{source.labels}: ids {list(unknown)} have no name; give a table that names them (--names)")
+    return labels, label_map
+
+
+def _groups(name: str, slices: LabelledSlices, *, alone: bool) -> dict[str, tuple[int, ...]]:
+    if alone:
+        return {f"{name}_slice_{index:04d}": (index,) for index in slices.indices}
+    validating = slices.validating()
+    return {name: validating, f"{name}{TRAINING_SUFFIX}": tuple(i for i in slices.indices if i not in validating)}
+
+
+def orientation_of(slices: LabelledSlices, geometry: Geometry) -> str:
+    """Returns the axes of the samples, that of the slices first."""
+    letter = geometry.orientation[slices.axis]
+    return next(codes for letters, codes in ORIENTATIONS.items() if letter in letters)
+
+
+def fit_slices(
+    source: SliceLabels,
+    run: str | Path,
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
+) -> SlicesResult:
+    """Trains on a few slices of one scan, labels the whole scan and measures the slices that validated.
+
+    Args:
+        source: scan and labels.
+        run: run folder to make; the other folders stand beside it.
+        config: how to train; its fold is decided here.
+        resume: go on with an interrupted run.
+        progress: called with (steps done, steps in all, note).
+        say: called with what the user should know.
+
+    Raises:
+        DataError: as `slices_dataset`, or records that do not fit the model.
+    """
+    run = Path(run)
+    home, records, labels, report = (_beside(run, part) for part in ("slices", "records", "labels", "report"))
+    slices = slices_dataset(source, home, alone=False)
+    dataset, validating = read_dataset(home), slices.validating()
+    name = next(s.subject_id for s in dataset.subjects if not s.subject_id.endswith(TRAINING_SUFFIX))
+    if say is not None:
+        say(_leakage(slices, validating))
+    geometry = dataset.subjects[0].read_image().geometry
+    asked = {"orientation": orientation_of(slices, geometry), "folds": 2}
+    if config.preset is None or "kind" not in get_preset(config.preset).data:
+        asked |= {"kind": "stacks", "depth": 5}
+    spec = plan_spec(dataset, asked, preset=config.preset, scale=config.scale, progress=progress)
+    build_records(dataset, records, spec, progress=progress)
+    fold = assign_folds([s.subject_id for s in dataset.subjects], folds=2, seed=spec.seed)[name]
+    fit(records, run, dataclasses.replace(config, fold=fold), resume=resume, progress=progress, say=say)
+    for folder in (labels, report):  # of an earlier training of this run
+        _clear(folder)
+    result = predict(run, home, labels, part="validation", progress=progress)
+    if result.failures:
+        raise DataError("; ".join(result.failures.values()))
+    measured = evaluate(labels, home, report, progress=progress)
+    figures = {
+        structure: {
+            metric: mean([row[metric] for row in measured.rows if row["structure"] == structure]) for metric in _METRICS
+        }
+        for structure in spec.label_map.structures
+    }
+    return SlicesResult(result.written[name], figures, slices, validating, result.reduced)
+
+
+def _beside(run: Path, part: str) -> Path:
+    return run.with_name(f"{run.name}_{part}")
+
+
+def _clear(folder: Path) -> None:
+    """Removes what an earlier call left, and nothing else."""
+    if folder.exists():
+        ours = ("predictions.json", "metrics.json")
+        if not any((folder / name).exists() for name in ours) and any(
+            not item.name.startswith(TEMPORARY_PREFIX) for item in folder.iterdir()
+        ):
+            raise DataError(f"{folder}: holds something else; name another run")
+        shutil.rmtree(folder)
+
+
+def _leakage(slices: LabelledSlices, validating: Sequence[int]) -> str:
+    shown = ", ".join(map(str, validating))
+    apart = f"{slices.apart_mm(validating):g} mm from slices that train, in the same person"
+    return (
+        f"slices {shown} of {len(slices.indices)} labelled ones validate and choose the epoch; they lie {apart}: their"
+        " Dice says how well this scan is filled in, not how another scan would fare"
+    )
