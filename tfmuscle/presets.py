@@ -65,7 +65,10 @@ _NNUNET_2D_LAPTOP = {"training": {"epochs": 6, "steps": 50, "batch_size": 6, "le
 _NI_TRAINING = {"model": "unet", "batch_size": 1, "learning_rate": 0.01, "schedule": "constant"}
 _NI_RECIPE = {"loss": "cross_entropy", "augmentation": "ni"}
 _NI_OPTIONS = {"norm": "batch", "pooling": "max", "max_filters": 1024, "slope": 0.0}
-_NI_LAPTOP = {"batch_size": 2, "learning_rate": 3e-3, "schedule": "cosine"}
+# In a few hundred steps cross-entropy alone leaves thin muscles to the background, and the network of a region learns
+# where it is faster when it is told (160 steps of group 1: validation Dice 0.45 without coordinates, 0.53 with them).
+_NI_LAPTOP = {"batch_size": 2, "schedule": "cosine"}
+_NI_LAPTOP_RECIPE = {"loss": "dice_cross_entropy"}
 _SEED002_LAPTOP = {"training": {"epochs": 6, "steps": 50}}
 
 PRESETS: dict[str, Preset] = {
@@ -257,7 +260,11 @@ PRESETS: dict[str, Preset] = {
         training=_NI_TRAINING
         | {"epochs": 8, "steps": 250, "model_options": _NI_OPTIONS | {"filters": 32, "levels": 4}},
         recipe=_NI_RECIPE,
-        laptop={"training": _NI_LAPTOP | {"epochs": 4, "steps": 40, "model_options": {"filters": 16, "levels": 3}}},
+        laptop={
+            "training": _NI_LAPTOP
+            | {"epochs": 4, "steps": 65, "model_options": {"filters": 16, "levels": 3, "coordinates": True}},
+            "recipe": _NI_LAPTOP_RECIPE,
+        },
     ),
     "ni_muscles": Preset(
         about="One of the cascade's networks of single muscles: 3D U-Net of three levels and root 96, 5,000 steps.",
@@ -265,7 +272,11 @@ PRESETS: dict[str, Preset] = {
         training=_NI_TRAINING
         | {"epochs": 20, "steps": 250, "model_options": _NI_OPTIONS | {"filters": 96, "levels": 3}},
         recipe=_NI_RECIPE | {"mirror": False},
-        laptop={"training": _NI_LAPTOP | {"epochs": 4, "steps": 40, "model_options": {"filters": 16}}},
+        laptop={
+            "training": _NI_LAPTOP
+            | {"epochs": 4, "steps": 22, "learning_rate": 5e-3, "model_options": {"filters": 16}},
+            "recipe": _NI_LAPTOP_RECIPE,
+        },
     ),
     "hdenseunet": Preset(
         about="H-DenseUNet: DenseUNet-161 on three slices, then a 3D branch, then both end to end (Li et al. 2018).",

@@ -76,6 +76,8 @@ def load(path: str | Path) -> "keras.Model":
     """
     import keras
 
+    import tfmuscle.layers  # noqa: F401 (registers them)
+
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: there is no such model file; give the .keras file of a run")

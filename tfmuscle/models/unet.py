@@ -20,6 +20,7 @@ from typing import Any
 import keras
 from keras import layers
 
+from tfmuscle.layers import Coordinates
 from tfmuscle.models._pooling import fitting_levels, per_level, planned_poolings, poolings
 from tfmuscle.models.blocks import (
     BLOCKS,
@@ -60,6 +61,7 @@ def unet(
     pooling: str = "stride",
     dense_dropout: float = 0.0,
     slope: float = LEAKY_SLOPE,
+    coordinates: bool = False,
 ) -> keras.Model:
     """Builds a U-Net.
 
@@ -80,6 +82,8 @@ def unet(
         pooling: `stride` or `max`, how the encoder gets from one level to the next.
         dense_dropout: share of its maps that each layer of a dense block drops in training.
         slope: of the activation for negative input; 0 is ReLU.
+        coordinates: show the network where each voxel lies in its window, for windows of always the same part of the
+            body.
 
     Returns:
         Model with the input `image` and the output `probabilities` `(..., num_classes)` float32.
@@ -100,8 +104,9 @@ def unet(
     dropped = {"dropout": dense_dropout} if block == "dense" else {}
     build = functools.partial(BLOCKS[block], norm=norm, slope=slope, **dropped)
     image = keras.Input(tuple(input_shape), name="image")
+    x = Coordinates(name="coordinates")(image) if coordinates else image
     # A dense block starts with norm and activation, which would discard the dark half of the image itself.
-    x = convolution(image, widths[0], name="stem") if block == "dense" else image
+    x = convolution(x, widths[0], name="stem") if block == "dense" else x
     skips, unit = [], (1,) * (len(input_shape) - 1)
     for level, (width, factor, kernel) in enumerate(zip(widths, [unit, *factors], edges, strict=True)):
         if pooling == "max":
