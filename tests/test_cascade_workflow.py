@@ -323,8 +323,8 @@ def test_predictions_of_other_muscles_or_boxes_are_not_mixed(run, folder, tmp_pa
     assert read_json(tmp_path / "out/predictions.json")["roi"] == ["soleus_left", "soleus_right"]
     measured = evaluate(tmp_path / "out", folder / "data", tmp_path / "evaluation")
     assert {row["structure"] for row in measured.rows} == {"soleus_left", "soleus_right"}  # nobody looked for others
-    for options in (PredictOptions(resume=True), PredictOptions(roi=("soleus",), box_seed=3, resume=True)):
-        with pytest.raises(DataError, match="the predictions there have other (roi|box_seed|weights)"):
+    for options in (PredictOptions(resume=True), PredictOptions(roi=("soleus",), cascade={"box_seed": 3}, resume=True)):
+        with pytest.raises(DataError, match="the predictions there have other (roi|cascade|weights)"):
             predict(run, scan, tmp_path / "out", options=options)
 
 
@@ -334,6 +334,14 @@ def test_what_cannot_be_predicted(run, folder, tmp_path):
         predict(run / "networks/soleus", scan, tmp_path / "out")
     with pytest.raises(DataError, match="nothing is called spleen"):
         predict(run, scan, tmp_path / "out", options=PredictOptions(roi=("spleen",)))
+    for settings, message in (
+        ({"fine_voxels": 9}, "fine_voxels cannot be changed any more"),
+        ({"boxes": 0}, "boxes is 0"),
+        ({"boxs": 2}, "boxs cannot be changed"),
+        ({"fusion": "mean"}, "fusion is 'mean'"),
+    ):
+        with pytest.raises(DataError, match=message):
+            predict(run, scan, tmp_path / "out", options=PredictOptions(cascade=settings))
     with pytest.raises(DataError, match="makes no ensemble"):
         predict([run, run], scan, tmp_path / "out")
     with pytest.raises(DataError, match="leave out --prior, --engine"):

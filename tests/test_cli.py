@@ -16,8 +16,8 @@ import pytest
 from click.testing import CliRunner
 
 from tfmuscle.cli import tfmuscle_group
+from tfmuscle.cli.base import parse_options
 from tfmuscle.cli.data import PHANTOM_KINDS, sample_settings
-from tfmuscle.cli.learning import parse_options
 from tfmuscle.files import TEMPORARY_PREFIX, read_json
 from tfmuscle.phantom import KINDS
 from tfmuscle.workflows.learning import plan_training

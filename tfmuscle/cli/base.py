@@ -79,6 +79,24 @@ def checked(make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         raise click.UsageError(str(error)) from error
 
 
+def parse_options(texts: tuple[str, ...], flag: str = "--option") -> dict[str, Any]:
+    """Reads NAME=VALUE pairs; a value is JSON if it can be, else text.
+
+    >>> parse_options(("filters=16", "block=residual"))
+    {'filters': 16, 'block': 'residual'}
+    """
+    options: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ValueError(f"{flag} {text!r} is not NAME=VALUE, e.g. filters=16")
+        try:
+            options[name] = json.loads(value)
+        except json.JSONDecodeError:
+            options[name] = value
+    return options
+
+
 class Bar:
     """A progress bar with time left, made anew for each job; nothing is shown when standard error is no terminal."""
 

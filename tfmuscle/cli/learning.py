@@ -2,13 +2,12 @@
 
 import dataclasses
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from tfmuscle.cli.base import FOLDER, Bar, checked, command, given, print_list, setting
+from tfmuscle.cli.base import FOLDER, Bar, checked, command, given, parse_options, print_list, setting
 from tfmuscle.cli.cascade import fit_networks
 from tfmuscle.cli.slices import fit_few_slices, slice_options
 from tfmuscle.config import Supervised, TrainConfig
@@ -121,24 +120,6 @@ def fit_command(source: Path, run: Path, preset: str | None, scale: str, start: 
 def _note(bar: Bar, sentence: str) -> None:
     bar.close()
     click.echo(f"Note: {sentence}", err=True)
-
-
-def parse_options(texts: tuple[str, ...], flag: str = "--option") -> dict[str, Any]:
-    """Reads NAME=VALUE pairs; a value is JSON if it can be, else text.
-
-    >>> parse_options(("filters=16", "block=residual"))
-    {'filters': 16, 'block': 'residual'}
-    """
-    options: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise ValueError(f"{flag} {text!r} is not NAME=VALUE, e.g. filters=16")
-        try:
-            options[name] = json.loads(value)
-        except json.JSONDecodeError:
-            options[name] = value
-    return options
 
 
 @command(name="models")

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from tfmuscle.cli.base import FOLDER, Bar, command, finish
+from tfmuscle.cli.base import FOLDER, Bar, checked, command, finish, parse_options
 from tfmuscle.folds import PARTS
 from tfmuscle.quiet import quiet_start
 
@@ -41,7 +41,7 @@ from tfmuscle.quiet import quiet_start
     help="what runs the network; auto: the fastest that is installed",
 )
 @click.option("--roi", multiple=True, metavar="NAME", help="of a cascade: only this muscle or group; repeatable")
-@click.option("--box-seed", type=click.IntRange(0), help="of a cascade: seed of the boxes around each muscle")
+@click.option("--cascade", multiple=True, metavar="NAME=VALUE", help="setting of a cascade, e.g. boxes=1 or box_seed=3")
 @click.option("--resume", is_flag=True, help="keep predictions that are there")
 def predict_command(
     runs: tuple[Path, ...], source: Path, out: Path, part: str | None, mirror: bool, **settings: Any
@@ -50,7 +50,7 @@ def predict_command(
     with quiet_start():
         from tfmuscle.workflows.predicting import PredictOptions, predict
 
-    options = PredictOptions(**settings)
+    options = PredictOptions(**settings | {"cascade": checked(parse_options, settings["cascade"], "--cascade")})
     result = predict(runs, source, out, part=part, mirror=mirror, options=options, progress=Bar())
     for warning in result.warnings:
         click.echo(f"Warning: {warning}", err=True)

@@ -6,14 +6,14 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from tfmuscle import inference
 from tfmuscle.cascade import structures_of
-from tfmuscle.config import TrainConfig
+from tfmuscle.config import Cascade, TrainConfig
 from tfmuscle.errors import DataError
 from tfmuscle.files import read_json, sha256
 from tfmuscle.io import VOLUME_SUFFIXES, case_files, read_label_image
@@ -23,6 +23,8 @@ from tfmuscle.training.callbacks import read_history
 from tfmuscle.training.schedule import curves
 from tfmuscle.volume import Volume
 
+OF_PREDICTION = ("boxes", "box_seed", "fusion", "placing", "telling_sides")
+"""Settings of a cascade that its networks need not be trained for anew."""
 RECIPE_CLEANINGS = {"none": Cleaning(), "cheena": CHEENA}
 """What `Supervised.postprocessing` stands for."""
 
@@ -38,7 +40,7 @@ class PredictOptions:
         engine: what runs the networks, one of `inference.ENGINES`.
         resume: keep predictions that are there.
         roi: of a cascade: muscles, structures or groups to find; all without any.
-        box_seed: of a cascade: seed of the boxes around each muscle; None takes that of its settings.
+        cascade: of a cascade: fields of `config.Cascade` that go before those it was trained with, of `OF_PREDICTION`.
     """
 
     prior: str | Path | None = None
@@ -46,7 +48,7 @@ class PredictOptions:
     engine: str = "keras"
     resume: bool = False
     roi: tuple[str, ...] = ()
-    box_seed: int | None = None
+    cascade: Mapping[str, Any] = field(default_factory=dict)
 
 
 def opened(paths: Sequence[str | Path], options: PredictOptions) -> "Network | CascadeNetwork":
@@ -60,9 +62,9 @@ def opened(paths: Sequence[str | Path], options: PredictOptions) -> "Network | C
         raise DataError(f"{cascades[0]}: is a cascade, which makes no ensemble with other runs; give it alone")
     if cascades:
         return CascadeNetwork.opened(Path(cascades[0]), options)
-    if options.roi or options.box_seed is not None:
+    if options.roi or options.cascade:
         raise DataError(
-            f"{paths[0]}: is no cascade, and finds all of its structures at once; leave out --roi and seeds"
+            f"{paths[0]}: is no cascade, and finds all of its structures at once; leave out --roi and --cascade"
         )
     return Network.opened(paths, options)
 
@@ -228,10 +230,14 @@ class CascadeNetwork:
                 f"{path}: is a cascade; leave out --prior, --engine and --no-postprocess, which are not its"
             )
         cascade = inference.load_cascade(path)
-        if options.box_seed is not None:
-            settings = dataclasses.replace(cascade.plan.settings, box_seed=options.box_seed)
-            cascade = dataclasses.replace(cascade, plan=dataclasses.replace(cascade.plan, settings=settings))
+        if fixed := sorted(set(options.cascade) - set(OF_PREDICTION)):
+            raise DataError(
+                f"{path}: {', '.join(fixed)} cannot be changed any more; what predict decides is"
+                f" {', '.join(OF_PREDICTION)}"
+            )
         try:
+            settings = Cascade.from_dict(cascade.plan.settings.to_dict() | dict(options.cascade))
+            cascade = dataclasses.replace(cascade, plan=dataclasses.replace(cascade.plan, settings=settings))
             cascade.check(options.roi)
         except ValueError as error:
             raise DataError(f"{path}: {error}") from error
@@ -313,7 +319,7 @@ class CascadeNetwork:
             "cleaning": [],
             "prior": None,
             "engine": "keras",
-            "box_seed": plan.settings.box_seed,
+            "cascade": {name: getattr(plan.settings, name) for name in OF_PREDICTION},
             "roi": [name for muscle in muscles for name in sides[muscle].values()] if self.roi else [],
         }
 
