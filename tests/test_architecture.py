@@ -21,6 +21,7 @@ CLI_FAMILIES = (
     "planning",
     "predicting",
     "preparing",
+    "pretraining",
     "segmentations",
     "slices",
     "surfaces",

@@ -26,6 +26,12 @@ def test_slices_are_found_along_the_axis_with_gaps(axis):
     assert found == LabelledSlices(axis, (3, 6, 10), GRID.spacing[axis])
 
 
+def test_gaps_between_muscles_are_no_gaps_between_slices():
+    array = drawn(range(5, 12)).array
+    array[0:3] = array[4:7]  # a second leg, beside the first: three columns, one column apart, then the other eight
+    assert find_slices(Volume(array, GRID), MUSCLE).axis == 2
+
+
 def test_without_gaps_it_is_the_slice_axis():
     assert find_slices(drawn(range(5, 12)), MUSCLE) == LabelledSlices(2, tuple(range(5, 12)), 4.0)
     assert find_slices(drawn([7]), MUSCLE).axis == 2
@@ -40,7 +46,9 @@ def test_the_ignore_id_says_that_nobody_looked():
 
 def test_an_axis_or_slices_may_be_given():
     assert find_slices(drawn([3, 6]), MUSCLE, axis=0).indices == tuple(range(4, 12))
-    assert find_slices(drawn([3, 6]), MUSCLE, listed=[9, 3, 6]).indices == (3, 6, 9)  # absent from slice 9
+    absent = find_slices(drawn([3, 6, 9, 12]), MUSCLE, listed=[9, 3, 6, 12, 0])
+    assert (absent.indices, absent.empty) == ((0, 3, 6, 9, 12), (0,))
+    assert absent.validating() == (6,)
     with pytest.raises(ValueError, match=r"slices \[6\] are labelled and not listed"):
         find_slices(drawn([3, 6]), MUSCLE, listed=[3])
     with pytest.raises(ValueError, match="axis 2 has slices 0 to 29"):
@@ -81,6 +89,9 @@ def test_labels_of_some_slices_say_nothing_of_the_others():
 
 def test_the_id_of_the_unknown_is_no_structure():
     assert free_id(MUSCLE) == 255
-    assert free_id(LabelMap({255: "bone"})) == 65535
+    assert free_id(LabelMap({255: "bone"})) == 256
+    assert free_id(LabelMap({255: "bone", 65535: "muscle"})) == 65536
     assert free_id(LabelMap({1: "a"}, ignore=7)) == 7
     assert only(drawn([3]), LabelledSlices(2, (3,), 1.0), [3], 65535).array.dtype == np.uint16
+    large = drawn([3]).with_array(drawn([3]).array.astype(np.uint16) * 300)
+    assert only(large, LabelledSlices(2, (3,), 1.0), [3], 255).array.max() == 300

@@ -23,6 +23,7 @@ SMALL = {
     "fcn8s": {"filters": 2},
     "segnet": {"filters": 2},
     "denseunet": {"blocks": (1, 1, 1, 1), "growth": 6},
+    "latent_unet": {"filters": 2, "latent": 4},
     "hdenseunet": {"blocks_2d": (1, 1, 1, 1), "growth_2d": 6, "blocks_3d": (1, 1, 1, 1), "growth_3d": 2},
 }
 THICK = {"hdenseunet": 4}
@@ -137,7 +138,7 @@ def test_listing_and_checking_do_not_import_tensorflow():
 def test_available():
     backbones = ["mobilenetv2_unet", "resnet34_unet", "resnet50_unet"]
     others = ["segnet", "unet", "unet2d", "vgg19_unet"]
-    assert models.available() == ["denseunet", "fcn8s", "hdenseunet", *backbones, *others]
+    assert models.available() == ["denseunet", "fcn8s", "hdenseunet", "latent_unet", *backbones, *others]
     with pytest.raises(ValueError, match="no model is called 'resnet34'; did you mean 'resnet34_unet'"):
         models.build("resnet34", (32, 32, 1), 2)
     with pytest.raises(ValueError, match="no model is called 'blocks'; there are denseunet, "):

@@ -18,7 +18,7 @@ SHAPE = (32, 48, 5)
 
 def build(**options):
     keras.utils.set_random_seed(1)
-    return models.build("latent_unet", SHAPE, 2, filters=4, **({"latent": 8} | options))
+    return models.build("latent_unet", SHAPE, 2, **({"filters": 4, "latent": 8} | options))
 
 
 def stacks(count=2):
@@ -132,6 +132,14 @@ def test_any_size():
 def test_options_that_cannot_be(options, message):
     with pytest.raises(ValueError, match=message):
         build(**options)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (80, 48), (112, 144)])
+def test_any_multiple_of_16_does(size):
+    model = models.build("latent_unet", (*size, 5), 2, filters=2, latent=4, latent_levels="all")
+    assert model.output_shape == (None, *size, 2)
+    latent = keras.Model(model.input, model.get_layer("latent").output)
+    assert np.isfinite(latent.predict(np.ones((1, *size, 5), "float32"), verbose=0)).all()
 
 
 def test_sizes_that_cannot_be_halved():

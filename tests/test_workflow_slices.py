@@ -1,9 +1,11 @@
 """One scan and a few labelled slices, from the files to labels of the whole scan."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from tfmuscle.config import DataSpec
+from tfmuscle.config import DataSpec, TrainConfig
 from tfmuscle.errors import DataError
 from tfmuscle.files import read_json, write_json
 from tfmuscle.io import read_volume, write_volume
@@ -13,7 +15,7 @@ from tfmuscle.subjects import read_dataset
 from tfmuscle.volume import Geometry, Volume
 from tfmuscle.workflows.comparing import cross_validate
 from tfmuscle.workflows.learning import plan_training
-from tfmuscle.workflows.slices import SliceLabels, fit_slices, slices_dataset
+from tfmuscle.workflows.slices import SliceLabels, fit_slices, sample_settings, slices_dataset
 
 SHAPE, SPACING = (40, 36, 24), (1.5, 1.5, 5.0)
 DRAWN = (2, 4, 6, 9, 11, 13, 16, 18, 20, 22)
@@ -29,16 +31,15 @@ def muscle():
     return image.astype(np.float32), inside.astype(np.uint8)
 
 
-@pytest.fixture(params=[2, 0])
+@pytest.fixture(params=["axial", "axial, slices first", "coronal"])
 def source(tmp_path, request):
-    """A scan and ten labelled slices, along the last axis of the array or the first."""
+    """A scan and ten labelled slices, along the last axis of the array or the first, or from front to back."""
     image, inside = muscle()
     labels = np.zeros_like(inside)
     labels[..., DRAWN] = inside[..., DRAWN]
-    turn = (0, 1, 2) if request.param == 2 else (2, 0, 1)
-    affine = np.zeros((4, 4))
-    affine[list(turn), [0, 1, 2]] = [SPACING[axis] for axis in turn]
+    turn = (2, 0, 1) if "first" in request.param else (0, 1, 2)
     affine = np.diag([*SPACING, 1.0])[:, [*turn, 3]]
+    affine = affine[[0, 2, 1, 3]] if request.param == "coronal" else affine
     geometry = Geometry(tuple(SHAPE[axis] for axis in turn), affine)
     write_volume(tmp_path / "leg.nii.gz", Volume(image.transpose(turn), geometry))
     write_volume(tmp_path / "soleus.nii.gz", Volume(labels.transpose(turn), geometry))
@@ -85,18 +86,22 @@ def test_few_slices_label_the_whole_scan(source, tmp_path):
     # The figures are those of the two slices that validate.
     true = np.moveaxis(muscle()[1], 2, 0)[[6, 18]] == 1
     found = np.moveaxis(labels.array, np.argmax(scan.spacing), 0)[[6, 18]] == 1
-    if scan.geometry.shape[0] == SHAPE[2]:
-        assert found.shape == true.shape
     both = 2 * (found & true).sum() / (found.sum() + true.sum())
     assert result.figures["soleus"]["dice"] == pytest.approx(both)
     again = fit_slices(source, tmp_path / "run", config, resume=True)
     assert again.figures == result.figures
+    two_d = [2 * (f & t).sum() / (f.sum() + t.sum()) for f, t in zip(found, true, strict=True)]
+    assert result.figures["soleus"]["dice_2d_mean"] == pytest.approx(np.mean(two_d))
+    labels = read_volume(source.labels)
+    write_volume(source.labels, labels.with_array(np.flip(labels.array, 0 if scan.spacing[0] < 5 else 1)))
+    with pytest.raises(DataError, match="was made of other labels"):
+        fit_slices(source, tmp_path / "run", config, resume=True)
 
 
 def test_slices_are_cross_validated(source, tmp_path):
-    slices_dataset(source, tmp_path / "data", alone=True)
+    slices = slices_dataset(source, tmp_path / "data", alone=True)
     settings = {f"model_options.{key}": value for key, value in TINY["model_options"].items()}
-    settings |= {"epochs": 1, "steps": 1, "batch_size": 2}
+    settings |= {"epochs": 1, "steps": 1, "batch_size": 2} | sample_settings(slices, read_volume(source.scan))
     result = cross_validate(
         tmp_path / "data", tmp_path / "cv", ["mehrabi_latent"], folds=4, scale="laptop", settings=settings
     )
@@ -104,7 +109,21 @@ def test_slices_are_cross_validated(source, tmp_path):
     assert {row["subject_id"] for row in result.models[0].rows} == {f"leg_slice_{index:04d}" for index in DRAWN}
 
 
+def test_slices_on_which_the_muscle_has_ended(source, tmp_path):
+    listed = dataclasses.replace(source, listed=(0, *DRAWN))
+    config = plan_training(TINY | {"epochs": 1}, recipe={}, preset="mehrabi_latent", scale="laptop")
+    assert fit_slices(listed, tmp_path / "run", config).slices.empty == (0,)
+    index = read_index(tmp_path / "run_records")
+    assert index.samples_of("leg_training_slices") == 9
+
+
 def test_what_cannot_be_used(source, tmp_path):
+    for preset in ("nnunet_2d", "ni_cascade"):
+        with pytest.raises(ValueError, match="learns from whole scans"):
+            fit_slices(source, tmp_path / "run", TrainConfig(preset=preset))
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    with pytest.raises(DataError, match="is a file; name a folder"):
+        slices_dataset(source, tmp_path / "file", alone=True)
     labels = read_volume(source.labels)
     other = tmp_path / "other.nii.gz"
     write_volume(other, labels.cropped((0, 0, 0), tuple(edge - 1 for edge in labels.geometry.shape)))

@@ -5,9 +5,9 @@ There a voxel without a label means that nobody looked, not that nothing is ther
 are made in which every voxel of the other slices has the ignore id, and each group of slices (those that train, those
 that validate, or each slice alone) gets labels of its own.
 
-The slices are found, not asked for: along the axis on which somebody drew every so many slices, the labelled planes
-have gaps; along the other two they do not. Without gaps it is the slice axis. Slices on which the muscle has ended look
-like slices that nobody drew; they must be named.
+The slices are found, not asked for: along the axis on which somebody drew every so many slices, labelled planes stand
+alone; along the other two they follow each other, but for gaps between muscles. Where no axis has planes that stand
+alone it is the slice axis. Slices on which the muscle has ended look like slices that nobody drew; they must be named.
 
 Slices of one scan are not independent of each other: what validates lies some mm from what trains.
 `LabelledSlices.apart_mm` says how far.
@@ -26,8 +26,8 @@ FEWEST = 3
 """Labelled slices that are needed at least: one between two others validates."""
 SLICES_PER_VALIDATION = 5
 """Of so many labelled slices one validates: the 3rd and the 8th of ten."""
-FREE_IDS = (255, 65535)
-"""Ids for voxels nobody labelled, where the label map has none of its own: the first that no structure has."""
+ALONE = 2.0
+"""Labelled planes stand alone where at most so many follow each other on average."""
 
 
 @dataclass(frozen=True)
@@ -37,29 +37,32 @@ class LabelledSlices:
     Attributes:
         axis: of the array, 0 to 2, along which slices follow each other.
         indices: labelled slices, ascending, counted from 0.
-        step_mm: distance of neighbouring slices.
+        step_mm: distance of neighbouring slices of the scan.
+        empty: those of them on which somebody looked and found nothing.
     """
 
     axis: int
     indices: tuple[int, ...]
     step_mm: float
+    empty: tuple[int, ...] = ()
 
     def validating(self) -> tuple[int, ...]:
-        """Returns the slices that validate: the middle one of every five, never the first or the last.
+        """Returns the slices that validate: the middle one of every five, never the first, the last or an empty one.
 
         Raises:
-            ValueError: fewer than three labelled slices.
+            ValueError: fewer than three labelled slices that show something.
 
         >>> LabelledSlices(2, tuple(range(0, 50, 5)), 3.0).validating()
         (10, 35)
         """
-        count = len(self.indices)
+        shown = [index for index in self.indices if index not in self.empty]
+        count = len(shown)
         if count < FEWEST:
             raise ValueError(
                 f"{count} labelled slices; {FEWEST} are needed at least, so that one between others validates"
             )
         groups = np.array_split(np.arange(count), max(1, round(count / SLICES_PER_VALIDATION)))
-        return tuple(self.indices[int(group[(len(group) - 1) // 2])] for group in groups)
+        return tuple(shown[int(group[(len(group) - 1) // 2])] for group in groups)
 
     def apart_mm(self, some: Iterable[int]) -> float:
         """Returns the smallest distance between slices of `some` and the other labelled ones, mm."""
@@ -98,16 +101,17 @@ def find_slices(
         raise ValueError(f"slices {wanted} are listed; axis {along} has slices 0 to {count - 1}")
     if missing := sorted(set(found) - set(wanted)):
         raise ValueError(f"slices {missing} are labelled and not listed; list them, or clear them")
-    return LabelledSlices(along, tuple(wanted), step)
+    return LabelledSlices(along, tuple(wanted), step, tuple(sorted(set(wanted) - set(found))))
 
 
 def _axis(labels: Volume, drawn: np.ndarray) -> int:
-    """Returns the axis along which labelled planes have the most gaps; the slice axis where none has any."""
-    shares = []
+    """Returns the axis along which labelled planes stand alone; the slice axis where they do on none."""
+    lengths = []
     for axis in range(3):
-        planes = _planes(drawn, axis)
-        shares.append(len(planes) / (planes[-1] - planes[0] + 1))
-    return int(np.argmin(shares)) if min(shares) < 1 else slice_axis(labels.geometry)
+        planes = np.array(_planes(drawn, axis))
+        runs = 1 + int((np.diff(planes) > 1).sum())
+        lengths.append(len(planes) / runs if runs > 1 else np.inf)
+    return int(np.argmin(lengths)) if min(lengths) <= ALONE else slice_axis(labels.geometry)
 
 
 def _planes(drawn: np.ndarray, axis: int) -> tuple[int, ...]:
@@ -119,12 +123,12 @@ def free_id(label_map: LabelMap) -> int:
     """Returns the map's ignore id, or one that no structure has."""
     if label_map.ignore is not None:
         return label_map.ignore
-    return next(key for key in FREE_IDS if key not in label_map.names)
+    return 255 if 255 not in label_map.names else max(label_map.names) + 1
 
 
 def only(labels: Volume, slices: LabelledSlices, keep: Iterable[int], ignore: int) -> Volume:
     """Returns the labels of the slices in `keep`, with the id `ignore` in all others."""
-    array = np.full(labels.array.shape, ignore, np.uint8 if ignore < 256 else np.uint16)
+    array = np.full(labels.array.shape, ignore, np.min_scalar_type(max(ignore, int(labels.array.max()))))
     for index in keep:
         where = tuple(index if axis == slices.axis else slice(None) for axis in range(3))
         array[where] = labels.array[where]

@@ -31,7 +31,9 @@ class Preset:
         stages: trainings one after another, each going on with the last one's weights; fields of `TrainConfig`.
         cascade: fields of `Cascade`, for a recipe of many networks.
         networks: presets of the networks of groups and of muscles, for such a recipe.
-        laptop: what `--scale laptop` decides besides the caps, in the parts "data", "training", "recipe" and "cascade".
+        pretraining: fields of `TrainConfig` for an encoder that learns from unlabelled scans first (`pretrain`).
+        laptop: what `--scale laptop` decides besides the caps, in the parts "data", "training", "recipe", "cascade" and
+            "pretraining".
     """
 
     about: str
@@ -42,6 +44,7 @@ class Preset:
     stages: tuple[Mapping[str, Any], ...] = ()
     cascade: Mapping[str, Any] = field(default_factory=dict)
     networks: tuple[str, ...] = ()
+    pretraining: Mapping[str, Any] = field(default_factory=dict)
     laptop: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -69,6 +72,11 @@ _NI_OPTIONS = {"norm": "batch", "pooling": "max", "max_filters": 1024, "slope": 
 # where it is faster when it is told (160 steps of group 1: validation Dice 0.45 without coordinates, 0.53 with them).
 _NI_LAPTOP = {"batch_size": 2, "schedule": "cosine"}
 _NI_LAPTOP_RECIPE = {"loss": "dice_cross_entropy"}
+_CASALI_MODEL = {
+    "model": "unet",
+    "model_options": {"filters": 32, "levels": 5, "norm": "batch", "pooling": "max", "max_filters": 512},
+    "schedule": "cosine",
+}
 _SEED002_LAPTOP = {"training": {"epochs": 6, "steps": 50}}
 
 PRESETS: dict[str, Preset] = {
@@ -113,6 +121,28 @@ PRESETS: dict[str, Preset] = {
                 "schedule": "cosine",
                 "model_options": {"filters": 8, "latent": 64},
             },
+        },
+    ),
+    "casali_pcl": Preset(
+        about="U-Net whose encoder learned from unlabelled scans first (Casali; Zeng et al. 2021): 'pretrain', then"
+        " 'fit --preset casali_pcl --from'.",
+        data={"kind": "slices", "normalisation": "percentile"},
+        training=_CASALI_MODEL
+        | {"epochs": 100, "batch_size": 10, "optimiser": "adamw", "learning_rate": 5e-5, "weight_decay": 1e-5},
+        recipe={"loss": "cross_entropy"},
+        pretraining=_CASALI_MODEL
+        | {
+            "epochs": 300,
+            "batch_size": 32,
+            "optimiser": "sgd",
+            "learning_rate": 0.1,
+            "momentum": 0.9,
+            "weight_decay": 1e-5,
+        },
+        laptop={
+            "data": {"size": (64, 64)},
+            "training": {"epochs": 30, "learning_rate": 1e-3, "model_options": {"filters": 8, "max_filters": 128}},
+            "pretraining": {"epochs": 20, "model_options": {"filters": 8, "max_filters": 128}},
         },
     ),
     "volumes": Preset(

@@ -9,7 +9,7 @@ clipped to the centres of the outermost voxels of the box. Images and probabilit
 the voxels of the box, labels are those of the nearest voxel (halves go up); what lies outside the box is never looked
 at, so that a box can be cut out before.
 
-The data decides the size of a box, the user that of the network (`input_size`). Nothing is blurred where a box is
+The data decides the size of a box, the user that of the network (`fitting_grid`). Nothing is blurred where a box is
 larger than the network's grid, unlike in `preprocessing.grid`: a blur would depend on the box, and the same muscle
 would look different in each of its boxes. Ni et al. 2019 do not blur either. The factor is small, for the grid is
 planned for the mean box, and what is cut from is already on a grid of about that spacing.

@@ -84,6 +84,9 @@ def fit_command(source: Path, run: Path, preset: str | None, scale: str, start: 
     recipe_names = {item.name for item in dataclasses.fields(Supervised)}
     recipe = {key: value for key, value in given(options).items() if key in recipe_names}
     settings = {key: value for key, value in given(options).items() if key not in recipe_names}
+    few = {name: settings.pop(name, None) for name in ("labels", "names", "listed", "axis")}
+    if given(few) and (many or few["labels"] is None):
+        raise click.UsageError("--names, --slices and --axis go with --labels, and these with a preset of one network")
     if many:
         if start is not None or settings.get("left_out") is not None:
             raise click.UsageError(f"--from and --left-out are for a single network; {preset} trains many")
@@ -91,15 +94,12 @@ def fit_command(source: Path, run: Path, preset: str | None, scale: str, start: 
         chosen = {"preset": preset, "scale": scale}
         fit_networks(source, run, settings, recipe, cascade=cascade, only=only, resume=resume, **chosen)
         return
-    few = {name: settings.pop(name, None) for name in ("labels", "names", "listed", "axis")}
     if few["labels"] is not None:
-        if start is not None or settings.get("left_out") is not None:
-            raise click.UsageError("--from and --left-out are not for a few slices of one scan")
+        if start is not None or given({key: settings.get(key) for key in ("fold", "left_out")}):
+            raise click.UsageError("--from, --fold and --left-out are not for a few slices of one scan")
         config = checked(plan_training, settings, recipe=recipe, preset=preset, scale=scale)
         fit_few_slices(source, run, config, few, resume=resume)
         return
-    if given(few):
-        raise click.UsageError("--names, --slices and --axis go with --labels")
     plan = checked(training_plan, source, preset, scale=scale)
     config = checked(plan_training, settings, recipe=recipe, preset=preset, scale=scale, plan=plan, start=start)
     bar = Bar()

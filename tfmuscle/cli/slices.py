@@ -1,6 +1,7 @@
 """Commands for one scan with a few labelled slices: slices; and what `fit --labels` does."""
 
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,24 @@ def slice_options(function: Any) -> Any:
 def slices_command(scan: Path, out: Path, **options: Any) -> None:
     """Make a dataset of a scan's labelled slices, each a subject of its own, to cross-validate on."""
     with quiet_start():
-        from tfmuscle.workflows.slices import slices_dataset
+        from tfmuscle.subjects import read_dataset
+        from tfmuscle.workflows.slices import sample_settings, slices_dataset
 
     if options["labels"] is None:
         raise click.UsageError("--labels is missing: the label image of the scan")
     found = checked(slices_dataset, _source(scan, options), out, alone=True)
-    click.echo(
-        f"{out}: {len(found.indices)} labelled slices along axis {found.axis}, {found.step_mm:g} mm apart each:"
-        f" {', '.join(map(str, found.indices))}. All others are unknown, not background."
+    sampled = sample_settings(found, read_dataset(out).subjects[0].read_image())
+    click.echo(f"{out}: {len(found.indices)} labelled slices along axis {found.axis}: {_listed(found.indices)}")
+    click.echo("All other slices are unknown, not background. Slices of one person are not independent.")
+    flags = " ".join(
+        f"--set {key}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
+        for key, value in sampled.items()
     )
+    click.echo(f"Compare with: tfmuscle cross-validate -i {out} --preset mehrabi_latent --folds loocv {flags} -o ...")
+
+
+def _listed(numbers: Any) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def fit_few_slices(scan: Path, run: Path, config: Any, options: dict[str, Any], *, resume: bool) -> None:
@@ -57,7 +67,7 @@ def fit_few_slices(scan: Path, run: Path, config: Any, options: dict[str, Any], 
     for structure, row in result.figures.items():
         click.echo(
             f"{structure}: 2D Dice {row['dice_2d_mean']:.3f}, 3D Dice {row['dice']:.3f}, IoU {row['iou']:.3f} on slices"
-            f" {', '.join(map(str, result.validating))}, which chose the epoch{reduced}"
+            f" {_listed(result.validating)}, which chose the epoch{reduced}"
         )
     click.echo(f"The whole scan: {result.labels}")
 

@@ -33,6 +33,8 @@ SPEC_FILE = "spec.json"
 CONFIG_FILE = "train.json"
 WEIGHTS_FILE = "best.keras"
 DONE_FILE = "about.json"
+PRETRAINING_FILE = "pretraining.json"
+"""What a run folder of `pretrain` holds: its network has no probabilities."""
 MAIN_OUTPUT = "probabilities"
 FOLD_RUNS = "fold_*/run"
 """Where a folder of cross-validation keeps its runs."""
@@ -99,6 +101,10 @@ def load_run(run: str | Path) -> Run:
     if missing:
         raise DataError(
             f"{path}: not a run folder ({', '.join(missing)} missing); give the one 'tfmuscle fit -o' wrote"
+        )
+    if (path / PRETRAINING_FILE).is_file():
+        raise DataError(
+            f"{path}: was pre-trained and segments nothing; start from it with 'tfmuscle fit --from {path}'"
         )
     spec, config = DataSpec.load(path / SPEC_FILE), TrainConfig.load(path / CONFIG_FILE)
     if not (path / WEIGHTS_FILE).is_file():

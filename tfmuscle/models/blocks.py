@@ -149,11 +149,11 @@ BLOCKS = {"plain": plain_block, "residual": residual_block, "dense": dense_block
 
 
 def average(x, strides: tuple[int, ...], *, name: str):
-    """Averages cells of `strides` voxels; nothing to do when all are 1."""
+    """Averages cells of `strides` voxels, the last of an odd axis fewer; nothing to do when all are 1."""
     if max(strides) == 1:
         return x
     layer = {4: layers.AveragePooling2D, 5: layers.AveragePooling3D}[len(x.shape)]
-    return layer(strides, name=name)(x)
+    return layer(strides, padding="same", name=name)(x)
 
 
 def head(x, num_classes: int, *, name: str = "probabilities"):

@@ -90,7 +90,7 @@ def fit(
     keras.utils.set_random_seed(config.seed)
     model = _compiled(spec, config, _dataset_weights(index, split["train"]))
     shards = {part: _shards(index, split[part]) for part in ("train", "validation")}
-    history = _restore(model, run)
+    history = restore(model, run)
     if not history and (run / TRANSFER_FILE).exists():
         begin(model, run, spec, config, validation=shards["validation"], say=say or _silent)
     _train(model, run, spec, config, shards=shards, history=history, progress=progress)
@@ -127,7 +127,7 @@ def _train(
         ],
         verbose=0,
     )
-    _finish(run, model, config, history, seconds=time.monotonic() - started, steps=steps)
+    finish(run, model, config, history, seconds=time.monotonic() - started, steps=steps)
 
 
 def _silent(sentence: str) -> None:
@@ -252,8 +252,8 @@ def _compiled(spec: DataSpec, config: TrainConfig, dataset_weights: list[float])
     return model
 
 
-def _restore(model: keras.Model, run: Path) -> list[dict[str, float]]:
-    """Loads the newest backup into the model and returns the rows of the epochs it contains."""
+def restore(model: keras.Model, run: Path) -> list[dict[str, float]]:
+    """Loads the newest backup into the model, and returns the rows of the epochs it contains."""
     backup = newest_backup(run / "state")
     if backup is None:
         return []
@@ -267,7 +267,7 @@ def _restore(model: keras.Model, run: Path) -> list[dict[str, float]]:
     return history
 
 
-def _finish(
+def finish(
     run: Path,
     model: keras.Model,
     config: TrainConfig,
@@ -276,6 +276,7 @@ def _finish(
     seconds: float,
     steps: int,
 ) -> None:
+    """Completes a run folder: curves, history and `about.json`; the backup goes."""
     best = best_epoch(history, config.recipe.selection)
     figure = training_curves(curves(history))
     with atomic_path(run / "curves.png") as temporary:

@@ -28,7 +28,7 @@ from tfmuscle import models
 from tfmuscle.config import DataSpec, TrainConfig
 from tfmuscle.errors import DataError
 from tfmuscle.files import read_json, sha256, write_json
-from tfmuscle.inference.runs import WEIGHTS_FILE, Run, load_run
+from tfmuscle.inference.runs import PRETRAINING_FILE, WEIGHTS_FILE, Run, load_run
 from tfmuscle.labels import IGNORE
 from tfmuscle.training.batches import validation_batches
 from tfmuscle.training.callbacks import flat_layers
@@ -84,6 +84,9 @@ def begin(
         raise DataError(
             f"{start / WEIGHTS_FILE}: has changed since {run} began; restore it, or name another run folder"
         )
+    if (start / PRETRAINING_FILE).exists():
+        _begin_with_encoder(model, start, run, config, say)
+        return
     source = load_run(start)
     if source.warning:
         say(source.warning)
@@ -101,6 +104,15 @@ def begin(
     if "zero_shot" not in note:
         note["zero_shot"] = _tried(source, spec, config, validation, say)
     write_json(run / TRANSFER_FILE, note)
+
+
+def _begin_with_encoder(model: keras.Model, start: Path, run: Path, config: TrainConfig, say: Say) -> None:
+    """Gives `model` the encoder that `pretrain` made; nothing of it can be tried as it is."""
+    taken, new = take_weights(model, models.load(start / WEIGHTS_FILE))
+    if not taken:
+        raise DataError(f"{start / WEIGHTS_FILE}: no layer fits {config.model}; train a unet with the same options")
+    say(f"{len(taken)} of {len(taken) + len(new)} layers start with the encoder of {start}" + _anew(new))
+    write_json(run / TRANSFER_FILE, read_json(run / TRANSFER_FILE) | {"layers_taken": taken, "layers_new": new})
 
 
 def take_weights(model: keras.Model, source: keras.Model, *, anew: Collection[str] = ()) -> tuple[list[str], list[str]]:

@@ -162,6 +162,7 @@ def _job_of_records(source: Path, out: Path, name: str, settings: Mapping[str, A
     folds = sorted({fold for fold in split.values() if fold != TEST})
     if len(folds) < 2 or folds[-1] >= len(folds):
         raise DataError(f"{source}: its subjects are in folds {folds}; two or more, from 0 on, are needed")
+    shared |= {"scale": spec.scale} if spec.scale == "laptop" else {}
     title = f"{spec.name}, {spec.label_map.structures[0]} in its true box"
     return Job(source, title, None, out, name, split, len(folds), tuple(folds), **shared)
 

@@ -166,7 +166,9 @@ def measure_boxes(folder: Path, records: Path, *, progress: Progress | None = No
         leg, start = read_scan(index.folder / index.path_of(subject), run.spec), time.monotonic()
         found = find_in_box(run, leg)
         times[subject] = round(time.monotonic() - start, 3)
-        geometry = Geometry(found.shape, np.diag([*(run.spec.spacing or (1.0, 1.0, 1.0)), 1.0]))
+        up, back, left = run.spec.spacing or (1.0, 1.0, 1.0)
+        turn = np.array([[0, 0, -left, 0], [0, -back, 0, 0], [up, 0, 0, 0], [0, 0, 0, 1]])  # SPL, as legs are stored
+        geometry = Geometry(found.shape, turn)
         truth = np.where(leg.labels == IGNORE, UNLABELLED, leg.labels)
         measured = measure(Volume(found, geometry), Volume(truth.astype(np.uint8), geometry), label_map)
         rows += [{"subject_id": subject} | row for row in measured]

@@ -179,7 +179,7 @@ def _claim_predictions(path: Path, description: dict[str, Any], *, resume: bool)
     """Notes whose predictions these are before the first is made, and refuses to go on with those of another model."""
     if resume and path.exists():
         before = read_json(path)
-        for key in ("weights", "mirror", "cleaning", "prior", "roi", "cascade"):
+        for key in ("weights", "mirror", "cleaning", "prior", "roi", "cascade", "box_seed"):
             if key in before and before[key] != description.get(key):
                 raise DataError(
                     f"{path}: the predictions there have other {key}; name another folder, or leave out --resume"

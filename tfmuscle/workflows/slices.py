@@ -16,7 +16,7 @@ how well the network fills in between slices of this scan, and nothing about ano
 """
 
 import dataclasses
-import shutil
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,25 +24,27 @@ from typing import Any
 
 from tfmuscle.config import TrainConfig
 from tfmuscle.errors import DataError
-from tfmuscle.evaluation.results import mean
-from tfmuscle.files import TEMPORARY_PREFIX, atomic_path, read_json, write_json
+from tfmuscle.files import atomic_path, read_json, write_json
 from tfmuscle.folds import assign_folds
 from tfmuscle.io import case_id, read_label_image, write_volume
 from tfmuscle.io.label_tables import names_of, read_label_table
 from tfmuscle.labelled_slices import LabelledSlices, find_slices, free_id, only
 from tfmuscle.labels import LabelMap, distinct
+from tfmuscle.metrics import METRICS
 from tfmuscle.presets import get_preset
 from tfmuscle.subjects import read_dataset, read_scans
-from tfmuscle.volume import Geometry, Volume
+from tfmuscle.volume import Volume
 from tfmuscle.workflows.building import Progress, build_records
 from tfmuscle.workflows.data import plan_spec
 from tfmuscle.workflows.evaluating import evaluate
 from tfmuscle.workflows.learning import fit
-from tfmuscle.workflows.predicting import predict
+from tfmuscle.workflows.predicting import PredictOptions, predict
 
 TRAINING_SUFFIX = "_training_slices"
 ORIENTATIONS = {"SI": "SPL", "AP": "PSL", "RL": "LSP"}
 """Axes of the samples when slices follow each other from foot to head, from front to back, and from side to side."""
+LARGEST_EDGE, MULTIPLE = 256, 32
+"""A sample has at most so many pixels along an edge, in multiples that networks can halve."""
 _METRICS = ("dice_2d_mean", "dice", "iou")
 
 
@@ -90,7 +92,7 @@ def slices_dataset(source: SliceLabels, out: str | Path, *, alone: bool) -> Labe
     Args:
         source: scan and labels.
         out: folder to make; one that was made from the same slices stays as it is.
-        alone: every labelled slice is a subject; else there are two, who train and who validate.
+        alone: every labelled slice that shows something is a subject; else there are two, who train and who validate.
 
     Raises:
         DataError: files that cannot be used or do not fit, too few slices, or a folder that holds something else.
@@ -106,17 +108,23 @@ def slices_dataset(source: SliceLabels, out: str | Path, *, alone: bool) -> Labe
         groups = _groups(subject.subject_id, slices, alone=alone)
     except ValueError as error:
         raise DataError(f"{source.labels}: {error}") from error
-    note: dict[str, Any] = {
-        "axis": slices.axis,
-        "labelled": list(slices.indices),
-        "groups": {k: list(v) for k, v in groups.items()},
-    }
-    if out.exists() and any(out.iterdir()):
-        if not (out / "dataset.json").exists() or read_json(out / "dataset.json").get("slices") != note:
-            raise DataError(f"{out}: holds something else, or was made from other slices; name another folder")
-        return slices
     ignore = free_id(label_map)
     known = dataclasses.replace(label_map, ignore=ignore)
+    note = {
+        "axis": slices.axis,
+        "labelled": list(slices.indices),
+        "groups": {key: list(indices) for key, indices in groups.items()},
+        "labels": known.to_dict(),
+        "sha256": [hashlib.sha256(volume.array.tobytes()).hexdigest() for volume in (image, labels)],
+    }
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out}: is a file; name a folder")
+    if out.exists() and any(out.iterdir()):
+        if not (out / "dataset.json").exists() or read_json(out / "dataset.json").get("slices") != note:
+            raise DataError(
+                f"{out}: holds something else, or was made of other labels or another scan; remove it, or name another"
+            )
+        return slices
     with atomic_path(out) as folder:
         name = f"imagesTr/{subject.subject_id}_0000.nii.gz"
         write_volume(folder / name, image.with_array(image.array[..., 0]))
@@ -157,15 +165,12 @@ def _read_labels(source: SliceLabels) -> tuple[Volume, LabelMap]:
 
 def _groups(name: str, slices: LabelledSlices, *, alone: bool) -> dict[str, tuple[int, ...]]:
     if alone:
-        return {f"{name}_slice_{index:04d}": (index,) for index in slices.indices}
+        shown = [index for index in slices.indices if index not in slices.empty]
+        if len(shown) < 2:
+            raise ValueError(f"{len(shown)} labelled slice(s) to compare; 2 are needed at least")
+        return {f"{name}_slice_{index:04d}": (index,) for index in shown}
     validating = slices.validating()
     return {name: validating, f"{name}{TRAINING_SUFFIX}": tuple(i for i in slices.indices if i not in validating)}
-
-
-def orientation_of(slices: LabelledSlices, geometry: Geometry) -> str:
-    """Returns the axes of the samples, that of the slices first."""
-    letter = geometry.orientation[slices.axis]
-    return next(codes for letters, codes in ORIENTATIONS.items() if letter in letters)
 
 
 def fit_slices(
@@ -189,50 +194,65 @@ def fit_slices(
 
     Raises:
         DataError: as `slices_dataset`, or records that do not fit the model.
+        ValueError: a preset that learns from whole scans.
     """
+    preset = get_preset(config.preset) if config.preset else None
+    if preset is not None and (preset.plan or preset.networks):
+        raise ValueError(f"preset {config.preset} learns from whole scans; choose another, such as mehrabi_latent")
     run = Path(run)
     home, records, labels, report = (_beside(run, part) for part in ("slices", "records", "labels", "report"))
     slices = slices_dataset(source, home, alone=False)
     dataset, validating = read_dataset(home), slices.validating()
-    name = next(s.subject_id for s in dataset.subjects if not s.subject_id.endswith(TRAINING_SUFFIX))
+    name = _one_scan(source.scan).subject_id
     if say is not None:
         say(_leakage(slices, validating))
-    geometry = dataset.subjects[0].read_image().geometry
-    asked = {"orientation": orientation_of(slices, geometry), "folds": 2}
-    if config.preset is None or "kind" not in get_preset(config.preset).data:
+    asked = sample_settings(slices, dataset.subjects[0].read_image()) | {"folds": 2, "test": 0}
+    if preset is None or "kind" not in preset.data:
         asked |= {"kind": "stacks", "depth": 5}
     spec = plan_spec(dataset, asked, preset=config.preset, scale=config.scale, progress=progress)
-    build_records(dataset, records, spec, progress=progress)
+    if failures := build_records(dataset, records, spec, progress=progress).failures:
+        raise DataError("; ".join(failures.values()))
     fold = assign_folds([s.subject_id for s in dataset.subjects], folds=2, seed=spec.seed)[name]
     fit(records, run, dataclasses.replace(config, fold=fold), resume=resume, progress=progress, say=say)
-    for folder in (labels, report):  # of an earlier training of this run
-        _clear(folder)
-    result = predict(run, home, labels, part="validation", progress=progress)
+    options = PredictOptions(resume=resume)
+    result = predict(run, home, labels, part="validation", options=options, progress=progress)
     if result.failures:
         raise DataError("; ".join(result.failures.values()))
-    measured = evaluate(labels, home, report, progress=progress)
-    figures = {
-        structure: {
-            metric: mean([row[metric] for row in measured.rows if row["structure"] == structure]) for metric in _METRICS
-        }
-        for structure in spec.label_map.structures
-    }
+    evaluate(labels, home, report, progress=progress)
+    truth = next(s for s in dataset.subjects if s.subject_id == name).read_labels(dataset.label_map)
+    figures = _figures(read_label_image(result.written[name]), truth, dataset.label_map, slices)
     return SlicesResult(result.written[name], figures, slices, validating, result.reduced)
+
+
+def sample_settings(slices: LabelledSlices, scan: Volume) -> dict[str, Any]:
+    """Returns fields of `DataSpec` for samples along the labelled slices: nothing is resampled, for there is one scan.
+
+    Args:
+        slices: which are labelled, along which axis.
+        scan: the scan.
+    """
+    letter = scan.geometry.orientation[slices.axis]
+    orientation = next(codes for letters, codes in ORIENTATIONS.items() if letter in letters)
+    _, height, width = scan.reoriented(orientation).geometry.shape
+    fitting = [min(LARGEST_EDGE, MULTIPLE * -(-edge // MULTIPLE)) for edge in (height, width)]
+    return {"orientation": orientation, "spacing": None, "size": (fitting[0], fitting[1])}
+
+
+def _figures(found: Volume, truth: Volume, label_map: LabelMap, slices: LabelledSlices) -> dict[str, dict[str, float]]:
+    """Returns structure -> figures over the slices of which `truth` speaks; 2D means slices as they were drawn."""
+    mask = truth.array != label_map.ignore
+    figures = {}
+    for structure in label_map.structures:
+        one, other = (volume.array == label_map.id_of(structure) for volume in (found, truth))
+        extra = {"dice_2d_mean": {"axis": slices.axis}}
+        figures[structure] = {
+            name: float(METRICS[name].function(one, other, mask=mask, **extra.get(name, {}))) for name in _METRICS
+        }
+    return figures
 
 
 def _beside(run: Path, part: str) -> Path:
     return run.with_name(f"{run.name}_{part}")
-
-
-def _clear(folder: Path) -> None:
-    """Removes what an earlier call left, and nothing else."""
-    if folder.exists():
-        ours = ("predictions.json", "metrics.json")
-        if not any((folder / name).exists() for name in ours) and any(
-            not item.name.startswith(TEMPORARY_PREFIX) for item in folder.iterdir()
-        ):
-            raise DataError(f"{folder}: holds something else; name another run")
-        shutil.rmtree(folder)
 
 
 def _leakage(slices: LabelledSlices, validating: Sequence[int]) -> str:

@@ -130,7 +130,7 @@ def _context(job: Job, facts: Mapping[str, Mapping[str, Sequence[Any]]]) -> dict
     held_out = len(job.split) - len(used)
     context = {
         "data": f"{job.title}: {len(used)} subjects of {persons} persons",
-        "split": f"{kind}, seed {job.seed}{left_out}"
+        "split": f"{kind}{f', seed {job.seed}' if job.dataset else ''}{left_out}"
         + f"; {held_out} subjects held out of everything" * (held_out > 0),
         "seed": str(job.seed),
         "hardware": ", ".join(sorted({name for fact in facts.values() for name in fact["hardware"]})),
