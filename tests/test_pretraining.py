@@ -5,8 +5,10 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
+from click.testing import CliRunner
 
 from tfmuscle import models
+from tfmuscle.cli import tfmuscle_group
 from tfmuscle.config import DataSpec, Pretraining, Supervised, TrainConfig
 from tfmuscle.errors import DataError
 from tfmuscle.files import read_json
@@ -137,6 +139,23 @@ def test_what_cannot_be(run, plan, phantom_dataset, tiny_records, tmp_path):
     other = plan_pretraining(phantom_dataset, method={"method": "gcl"}, training={"model": "unet2d"})
     with pytest.raises(ValueError, match="pre-training is for unet"):
         pretrain(phantom_dataset, tmp_path / "c", other)
+
+
+def test_scans_that_shall_be_left_out_must_be_there(phantom_dataset, plan, tmp_path):
+    with pytest.raises(DataError, match="holds no scan called typo, which shall be left out"):
+        pretrain(phantom_dataset, tmp_path / "run", plan, leave_out=["typo"])
+    small = plan_pretraining(phantom_dataset, data={"size": (24, 24)}, training={"model_options": {"levels": 5}})
+    with pytest.raises(ValueError, match="24"):
+        pretrain(phantom_dataset, tmp_path / "run", small)
+    assert not (tmp_path / "run").exists()  # nothing is claimed by a call that cannot be
+
+
+def test_the_command(phantom_dataset, tmp_path):
+    words = ["pretrain", "-i", phantom_dataset, "-o", tmp_path / "run", "--size", 32, 32, "--resize", "--epochs", 1]
+    words += ["--option", "filters=2", "--option", "levels=3", "--option", "max_filters=8", "--batch-size", 64]
+    result = CliRunner().invoke(tfmuscle_group, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    assert "start from it with 'tfmuscle fit --from" in result.output
 
 
 def test_slices_like_those_of_records(tiny_records, phantom_dataset):

@@ -58,7 +58,7 @@ def test_each_slice_becomes_a_subject_whose_other_slices_are_unknown(source, tmp
         assert (np.delete(array, index, axis=0) == 255).all()
         assert set(np.unique(array[index])) == {0, 1}
     assert slices_dataset(source, tmp_path / "data", alone=True) == slices  # again: nothing to do
-    with pytest.raises(DataError, match="holds something else, or was made from other slices"):
+    with pytest.raises(DataError, match="holds something else, or was made of other labels"):
         slices_dataset(source, tmp_path / "data", alone=False)
 
 
@@ -98,6 +98,8 @@ def test_few_slices_label_the_whole_scan(source, tmp_path):
         fit_slices(source, tmp_path / "run", config, resume=True)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["coronal"], indirect=True)
 def test_slices_are_cross_validated(source, tmp_path):
     slices = slices_dataset(source, tmp_path / "data", alone=True)
     settings = {f"model_options.{key}": value for key, value in TINY["model_options"].items()}

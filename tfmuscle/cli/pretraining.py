@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from tfmuscle.cli.base import FOLDER, Bar, checked, command, finish, given, setting
+from tfmuscle.cli.base import FOLDER, Bar, checked, command, finish, given, parse_options, setting
 from tfmuscle.config import DataSpec, Pretraining, Supervised, TrainConfig
 from tfmuscle.presets import PRESETS
 from tfmuscle.quiet import quiet_start
@@ -17,8 +17,8 @@ _PRESETS = [name for name, preset in PRESETS.items() if preset.pretraining]
 @click.option("-i", "--input", "source", type=FOLDER, required=True, help="folder of scans, or a dataset")
 @click.option("-o", "--output", "run", type=FOLDER, required=True, help="run folder to make")
 @click.option("--like", type=FOLDER, help="records whose samples the slices shall be like")
-@setting(DataSpec, "size")
-@setting(DataSpec, "spacing")
+@setting(DataSpec, "size", nargs=2, type=int, metavar="H W")
+@setting(DataSpec, "spacing", nargs=3, type=float, metavar="S R C")
 @setting(DataSpec, "resize")
 @setting(Pretraining, "method")
 @setting(Pretraining, "threshold")
@@ -28,6 +28,9 @@ _PRESETS = [name for name, preset in PRESETS.items() if preset.pretraining]
 @setting(TrainConfig, "batch_size")
 @setting(TrainConfig, "learning_rate")
 @setting(TrainConfig, "seed")
+@click.option(
+    "--option", "model_options", multiple=True, metavar="NAME=VALUE", help="option of the U-Net, e.g. filters=16"
+)
 @click.option("--leave-out", multiple=True, metavar="SUBJECT", help="do not look at this scan; repeatable")
 @click.option("--preset", type=click.Choice(_PRESETS), default="casali_pcl", show_default=True, help="recipe")
 @setting(TrainConfig, "scale", default="full")
@@ -47,12 +50,17 @@ def pretrain_command(
         from tfmuscle.files import read_json
         from tfmuscle.workflows.pretraining import plan_pretraining, pretrain
 
+    options["model_options"] = checked(parse_options, options["model_options"]) or None
     typed = given(options)
     parts: dict[str, dict[str, Any]] = {
         "data": {key: typed[key] for key in ("size", "spacing", "resize") if key in typed},
         "method": {key: typed[key] for key in ("method", "threshold", "temperature") if key in typed},
         "recipe": {key: typed[key] for key in ("augmentation",) if key in typed},
-        "training": {key: typed[key] for key in ("epochs", "batch_size", "learning_rate", "seed") if key in typed},
+        "training": {
+            key: typed[key]
+            for key in ("epochs", "batch_size", "learning_rate", "seed", "model_options")
+            if key in typed
+        },
     }
     plan = checked(plan_pretraining, source, like=like, preset=preset, scale=scale, **parts)
     bar = Bar()

@@ -25,7 +25,7 @@ from keras import ops
 
 METHODS = ("pcl", "gcl", "simclr")
 QUARTERS = 4
-_SMALLEST_NORM = 1e-12
+_SMALLEST_SQUARE = 1e-24
 _NEVER = -1e9
 """Added to a logit that must not count."""
 
@@ -69,7 +69,8 @@ def positives(about: Any, *, method: str, threshold: float) -> Any:
 def contrastive_loss(embeddings: Any, positive: Any, *, temperature: float) -> Any:
     """Returns the loss of `(B, d)` embeddings whose positives are `(B, B)`, a scalar."""
     z = ops.cast(embeddings, "float32")
-    z = z / ops.maximum(ops.norm(z, axis=1, keepdims=True), _SMALLEST_NORM)
+    # not x / |x|: the slope of a norm is not defined at zero, where a head of ReLUs may start
+    z = z * ops.rsqrt(ops.maximum(ops.sum(z * z, axis=1, keepdims=True), _SMALLEST_SQUARE))
     similarity = ops.matmul(z, ops.transpose(z)) / temperature
     others = similarity + _NEVER * ops.eye(ops.shape(z)[0], dtype="float32")
     log_probability = similarity - ops.logsumexp(others, axis=1, keepdims=True)

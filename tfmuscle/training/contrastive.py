@@ -7,8 +7,8 @@ run folder looks like that of `fit`, so that resuming, curves and `--from` work 
 nothing. Layers of the encoder are called as in `unet`, which is how `fit --from` finds them; the head is left behind.
 
 Every slice is seen once an epoch; what does not fill a batch is left out of that epoch. Order and views follow from
-(seed, epoch, number), so that a resumed run sees what an uninterrupted one would. Slices stay in memory as float16:
-72 scans of 100 slices of 256 x 256 are 0.9 GB.
+(seed, epoch, number), so that a resumed run sees what an uninterrupted one would. Slices stay in memory as float16,
+twice: 72 scans of 100 slices of 256 x 256 are 1.9 GB.
 
 Unlike in the published program the learning rate falls by epoch, momentum is Nesterov's, and the deepest convolutions
 are normalised as the others are, so that every U-Net of ours can start from them.
@@ -79,6 +79,9 @@ def pretrain(
         raise ValueError(f"model is {config.model!r}; pre-training is for unet with plain or residual blocks")
     if len(slices) < 2:
         raise DataError(f"{run}: {len(slices)} slice(s) to learn from; at least 2 are needed, so give more scans")
+    if config.precision != "float32":
+        raise ValueError(f"precision is {config.precision!r}; pre-training is in float32")
+    encoder_with_head(spec, config)  # refuses a size or options before anything is written
     split = {"train": list(subjects), "validation": [], "left_out": [], "test": []}
     before = run / PRETRAINING_FILE
     if before.exists() and read_json(before) != settings.to_dict():

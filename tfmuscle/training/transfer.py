@@ -28,7 +28,7 @@ from tfmuscle import models
 from tfmuscle.config import DataSpec, TrainConfig
 from tfmuscle.errors import DataError
 from tfmuscle.files import read_json, sha256, write_json
-from tfmuscle.inference.runs import PRETRAINING_FILE, WEIGHTS_FILE, Run, load_run
+from tfmuscle.inference.runs import DONE_FILE, PRETRAINING_FILE, SPEC_FILE, WEIGHTS_FILE, Run, load_run
 from tfmuscle.labels import IGNORE
 from tfmuscle.training.batches import validation_batches
 from tfmuscle.training.callbacks import flat_layers
@@ -85,7 +85,7 @@ def begin(
             f"{start / WEIGHTS_FILE}: has changed since {run} began; restore it, or name another run folder"
         )
     if (start / PRETRAINING_FILE).exists():
-        _begin_with_encoder(model, start, run, config, say)
+        _begin_with_encoder(model, start, run, spec, say)
         return
     source = load_run(start)
     if source.warning:
@@ -106,12 +106,17 @@ def begin(
     write_json(run / TRANSFER_FILE, note)
 
 
-def _begin_with_encoder(model: keras.Model, start: Path, run: Path, config: TrainConfig, say: Say) -> None:
+def _begin_with_encoder(model: keras.Model, start: Path, run: Path, spec: DataSpec, say: Say) -> None:
     """Gives `model` the encoder that `pretrain` made; nothing of it can be tried as it is."""
     taken, new = take_weights(model, models.load(start / WEIGHTS_FILE))
     if not taken:
-        raise DataError(f"{start / WEIGHTS_FILE}: no layer fits {config.model}; train a unet with the same options")
+        raise DataError(f"{start / WEIGHTS_FILE}: no layer fits {model.name}; train a unet with the same options")
+    if not (start / DONE_FILE).exists():
+        say(f"{start}: pre-training has not finished; the best weights so far are used")
     say(f"{len(taken)} of {len(taken) + len(new)} layers start with the encoder of {start}" + _anew(new))
+    before = dataclasses.replace(DataSpec.load(start / SPEC_FILE), label_map=spec.label_map)
+    if unlike := differences(before, spec):
+        say(f"{start} was trained on other samples: {'; '.join(unlike)}")
     write_json(run / TRANSFER_FILE, read_json(run / TRANSFER_FILE) | {"layers_taken": taken, "layers_new": new})
 
 

@@ -26,8 +26,8 @@ from tfmuscle.training import contrastive
 from tfmuscle.workflows.building import Progress
 
 PRESET = "casali_pcl"
-LARGEST_BYTES = 4 << 30
-"""Slices are held in memory."""
+LARGEST_BYTES = 2 << 30
+"""Slices are held in memory, twice."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def plan_pretraining(
             raise DataError(f"{like}: holds {spec.kind}; pre-training is for slices and stacks of scans alone")
         spec = dataclasses.replace(spec, label_map=LabelMap({}), **dict(data or {}))
     else:
-        _, name, channels = _scans(Path(source))
+        _, name, channels = _scans(Path(source), None)
         values = dict(chosen.data) | ({"scale": "laptop"} if scale == "laptop" else {})
         if scale == "laptop":
             values = reduced_data(values, chosen.laptop.get("data"))
@@ -97,11 +97,13 @@ def plan_pretraining(
     return PretrainPlan(spec, TrainConfig(**own | {"recipe": supervised}), Pretraining(**dict(method or {})))
 
 
-def _scans(source: Path) -> tuple[tuple[Subject, ...], str, tuple[str, ...]]:
+def _scans(source: Path, channels: tuple[str, ...] | None) -> tuple[tuple[Subject, ...], str, tuple[str, ...]]:
+    """Returns the scans of a dataset or a folder, its name, and the channels."""
     if (source / "dataset.json").exists():
         dataset = read_dataset(source)
         return dataset.subjects, dataset.name, dataset.channels
-    return read_scans(source, ("image",)), source.resolve().name, ("image",)
+    channels = channels or ("image",)
+    return read_scans(source, channels), source.resolve().name, channels
 
 
 def pretrain(
@@ -128,15 +130,20 @@ def pretrain(
     """
     source, run = Path(source), Path(run)
     contrastive.check_folder(run, resume=resume)
-    subjects = [subject for subject in _scans(source)[0] if subject.subject_id not in leave_out]
+    everybody = _scans(source, plan.spec.channels)[0]
+    if unknown := sorted(set(leave_out) - {subject.subject_id for subject in everybody}):
+        raise DataError(
+            f"{source}: holds no scan called {', '.join(unknown)}, which shall be left out; check the names"
+        )
+    subjects = [subject for subject in everybody if subject.subject_id not in leave_out]
     if not subjects:
         raise DataError(f"{source}: every scan is left out; give others")
     slices, about, used, failures = _slices(subjects, plan.spec, progress)
-    if not slices:
+    if not len(slices):
         raise DataError(f"{source}: no scan could be used; the first: {next(iter(failures.values()))}")
     contrastive.pretrain(
-        np.stack(slices),
-        np.array(about, np.float32),
+        slices,
+        about,
         run,
         plan.spec,
         plan.config,
@@ -150,22 +157,20 @@ def pretrain(
 
 def _slices(
     subjects: list[Subject], spec: DataSpec, progress: Progress | None
-) -> tuple[list[np.ndarray], list[tuple[int, float, int]], list[str], dict[str, str]]:
-    """Returns slices, what is known of each, the subjects they are of, and who could not be used and why."""
+) -> tuple[np.ndarray, np.ndarray, list[str], dict[str, str]]:
+    """Returns slices `(M, ...)`, what is known of each `(M, 3)`, whose they are, and who could not be used and why."""
     slices: list[np.ndarray] = []
-    about: list[tuple[int, float, int]] = []
+    places: list[tuple[float, int]] = []
     used, failures = [], {}
     for number, subject in enumerate(subjects, start=1):
         try:
-            scan, _ = preprocess(subject.read_image(), None, spec)
-            depth = scan.geometry.shape[0]
-            for sample in cut(scan.array, None, spec):
-                index = sample["start"][0]
-                about.append((len(slices), position(index, depth), quarter(index, depth)))
-                slices.append(sample["image"].astype(np.float16))
-            used.append(subject.subject_id)
+            own, known = _slices_of(subject, spec)
         except DataError as error:
             failures[subject.subject_id] = str(error)
+        else:
+            slices += own
+            places += known
+            used.append(subject.subject_id)
         if slices and len(slices) * slices[0].nbytes > LARGEST_BYTES:
             raise DataError(
                 f"{subject.images[0]}: slices of {number} scans take more than {LARGEST_BYTES >> 30} GB of memory; use"
@@ -173,4 +178,18 @@ def _slices(
             )
         if progress is not None:
             progress(number, len(subjects), f"slices of {subject.subject_id}")
-    return slices, about, used, failures
+    about = np.array([(number, *place) for number, place in enumerate(places)], np.float32)
+    return (np.stack(slices) if slices else np.empty(0, np.float16)), about, used, failures
+
+
+def _slices_of(subject: Subject, spec: DataSpec) -> tuple[list[np.ndarray], list[tuple[float, int]]]:
+    scan, _ = preprocess(subject.read_image(), None, spec)
+    depth, largest = scan.geometry.shape[0], np.finfo(np.float16).max
+    if not np.abs(scan.array).max() <= largest:
+        raise DataError(
+            f"{subject.images[0]}: scaled intensities beyond {largest:g}; use --like records of another kind"
+        )
+    samples = list(cut(scan.array, None, spec))
+    indices = [sample["start"][0] for sample in samples]
+    places = [(position(index, depth), quarter(index, depth)) for index in indices]
+    return [sample["image"].astype(np.float16) for sample in samples], places

@@ -122,7 +122,7 @@ def slices_dataset(source: SliceLabels, out: str | Path, *, alone: bool) -> Labe
     if out.exists() and any(out.iterdir()):
         if not (out / "dataset.json").exists() or read_json(out / "dataset.json").get("slices") != note:
             raise DataError(
-                f"{out}: holds something else, or was made of other labels or another scan; remove it, or name another"
+                f"{out}: holds something else, or was made of other labels or another scan; name another output"
             )
         return slices
     with atomic_path(out) as folder:
@@ -201,6 +201,8 @@ def fit_slices(
         raise ValueError(f"preset {config.preset} learns from whole scans; choose another, such as mehrabi_latent")
     run = Path(run)
     home, records, labels, report = (_beside(run, part) for part in ("slices", "records", "labels", "report"))
+    if not home.exists() and (run / "train.json").exists():
+        raise DataError(f"{run}: was trained on labels that {home} held, which is gone; name another output")
     slices = slices_dataset(source, home, alone=False)
     dataset, validating = read_dataset(home), slices.validating()
     name = _one_scan(source.scan).subject_id
