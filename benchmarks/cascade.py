@@ -13,13 +13,14 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from tfmuscle.evaluation.muscles import PUBLISHED, Measured, muscle_table, pooled_name, read_measured
+from tfmuscle.evaluation.muscles import METRICS_FILE, PUBLISHED, Measured, muscle_table, pooled_name, read_measured
+from tfmuscle.files import read_json
 
 
-def volumes_ml(measured: Measured) -> dict[str, float]:
+def volumes_ml(evaluation: Path) -> dict[str, float]:
     """Returns muscle -> mean volume of the reference over sides and subjects, ml."""
     found: dict[str, list[float]] = {}
-    for row in measured.compared:
+    for row in read_json(evaluation / METRICS_FILE)["rows"]:
         found.setdefault(pooled_name(row["structure"]), []).append(row["reference_ml"])
     return {name: mean(values) for name, values in found.items()}
 
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("single", type=Path)
     chosen = parser.parse_args()
     cascade, single = read_measured(chosen.cascade), read_measured(chosen.single)
-    rows = lines(cascade, single, volumes_ml(cascade))
+    rows = lines(cascade, single, volumes_ml(chosen.cascade))
     print("| muscle | ml | cascade | one network | published | |\n|---|---|---|---|---|---|")
     for row in rows:
         figures = " | ".join(f"{row[key]:.2f}" for key in ("cascade", "single", "published"))

@@ -39,10 +39,13 @@ def wanted(**settings):
 def in_this_process():
     """Trainings run here and now: a process of its own for each is tested with the other workflows."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            workflow, "run_apart", lambda function, *parts, progress=None: function(*parts, progress=progress)
-        )
+        for module in (workflow, fold_jobs):
+            patch.setattr(module, "run_apart", _here)
         yield
+
+
+def _here(function, *parts, progress=None):
+    return function(*parts, progress=progress)
 
 
 @pytest.fixture(scope="module")
@@ -170,23 +173,36 @@ def test_a_failed_network_is_said_and_the_others_go_on(run, folder, tmp_path, mo
     copy = copy_of(run, tmp_path)
     for name in ("group_01", "soleus"):
         shutil.rmtree(copy / "networks" / name)
-    trained = workflow.train
+    trained = fold_jobs.train
 
     def fails(records, into, config, *, progress=None):
         if into.name == "group_01":
             raise RuntimeError("the GPU's memory is full")
         trained(records, into, config, progress=progress)
 
-    monkeypatch.setattr(workflow, "train", fails)
+    monkeypatch.setattr(fold_jobs, "train", fails)
     outcome = fit_cascade(folder / "data", copy, wanted(), resume=True)
     assert outcome.failures == {"group_01": "the GPU's memory is full"}
     assert [(item.state, item.by) for item in outcome.states][0] == ("failed", "the GPU's memory is full")
     assert [item.state for item in outcome.states][1:] == ["done", "done"]
     monkeypatch.undo()
-    monkeypatch.setattr(workflow, "run_apart", lambda train, *parts, progress=None: train(*parts, progress=progress))
+    monkeypatch.setattr(fold_jobs, "run_apart", _here)
+    monkeypatch.setattr(workflow, "run_apart", _here)
     own = fit_cascade(folder / "data", copy, wanted(learning_rate=1e-4), only=["group_01"], resume=True)
     assert [item.state for item in own.states] == ["done"] * 3
     assert read_json(copy / "networks/group_01/train.json")["learning_rate"] == 1e-4
+
+
+def test_a_process_that_dies_when_all_is_written_has_done_its_work(tmp_path, monkeypatch):
+    def dies(function, records, run, config, progress=None):
+        if records.name == "complete":
+            write_json(run / "about.json", {})
+        raise DataError("its process was killed (exit code -11; out of memory?); run again, which repeats it")
+
+    monkeypatch.setattr(fold_jobs, "run_apart", dies)
+    fold_jobs.train_apart(tmp_path / "complete", tmp_path / "a", wanted().muscles)
+    with pytest.raises(DataError, match="exit code -11"):
+        fold_jobs.train_apart(tmp_path / "half", tmp_path / "b", wanted().muscles)
 
 
 def test_subjects_that_came_later_train_nothing(run, folder, tmp_path):
@@ -240,7 +256,7 @@ def test_prediction_and_evaluation(run, folder, tmp_path):
 
 def test_networks_of_a_muscle_are_compared_in_its_true_box(run, tmp_path, monkeypatch):
     for module in (comparing, deciding, fold_jobs, summarising):
-        monkeypatch.setattr(module, "run_apart", workflow.run_apart)
+        monkeypatch.setattr(module, "run_apart", _here)
     home = records_folder(run) / "soleus"
     settings = {"epochs": 1, "steps": 2, "model_options.filters": 2, "model_options.levels": 2}
     vary = {"model_options.block": ["plain", "residual"]}

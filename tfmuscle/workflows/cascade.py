@@ -34,7 +34,7 @@ from tfmuscle.subjects import Dataset, read_dataset
 from tfmuscle.training import model_options as training_options
 from tfmuscle.workflows.building import Progress
 from tfmuscle.workflows.cascade_records import build_cascade_records
-from tfmuscle.workflows.fold_jobs import check_models, train
+from tfmuscle.workflows.fold_jobs import check_models, train_apart
 from tfmuscle.workflows.learning import plan_training
 from tfmuscle.workflows.processes import claimed, claimed_in_turn, holder_of, run_apart
 
@@ -199,7 +199,7 @@ def _train(
         failed = folder.with_name(f"{name}{FAILED_SUFFIX}")
         failed.unlink(missing_ok=True)
         try:
-            run_apart(train, records / name, folder, config, progress=progress)
+            train_apart(records / name, folder, config, progress=progress)
         except Exception as error:  # of one network among many: the others go on
             write_text(failed, "\n".join([str(error), *getattr(error, "__notes__", ())]))
             return " ".join(str(error).split())[:LONGEST_REASON]

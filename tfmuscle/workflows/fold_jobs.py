@@ -25,6 +25,7 @@ from tfmuscle.errors import DataError
 from tfmuscle.evaluation.reading import on_grid, read_labels
 from tfmuscle.files import read_json, write_json, write_text
 from tfmuscle.inference import find_in_box, load_run
+from tfmuscle.inference.runs import DONE_FILE
 from tfmuscle.labels import IGNORE, LabelMap
 from tfmuscle.metrics import METRICS, dice, measure
 from tfmuscle.postprocessing import CLEANING_FILE, Cleaning, choose_cleaning, clean
@@ -108,7 +109,7 @@ def run_fold(
     """
     (folder / "error.txt").unlink(missing_ok=True)
     try:
-        run_apart(train, records, folder / "run", config, progress=_part(progress, 0.0, 1.0))
+        train_apart(records, folder / "run", config, progress=_part(progress, 0.0, 1.0))
         measured = _part(progress, 1.0, PREDICTION_SHARE)
         if dataset == records:
             run_apart(measure_boxes, folder, records, progress=measured)
@@ -127,6 +128,22 @@ def _part(progress: Progress | None, start: float, length: float) -> Progress | 
         return None
     scale, whole = 1_000_000, round(1_000_000 * (1 + PREDICTION_SHARE))
     return lambda done, total, note: progress(round(scale * (start + length * done / max(1, total))), whole, note)
+
+
+def train_apart(records: Path, run: Path, config: TrainConfig, *, progress: Progress | None = None) -> None:
+    """Trains in a process of its own, or goes on with what was interrupted.
+
+    A process that dies after its run is complete (TensorFlow's threads may crash while they are taken down) has done
+    its work; what it left is whole, because `about.json` is written last.
+
+    Raises:
+        DataError: as `fit`, or the process was killed before that.
+    """
+    try:
+        run_apart(train, records, run, config, progress=progress)
+    except DataError:
+        if not (run / DONE_FILE).exists():
+            raise
 
 
 def train(records: Path, run: Path, config: TrainConfig, *, progress: Progress | None = None) -> None:
