@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tfmuscle.cascade import Box, make_plan, observe
+from tfmuscle.cascade import make_plan, observe
 from tfmuscle.config import Cascade, DataSpec, Supervised, TrainConfig
 from tfmuscle.errors import DataError
 from tfmuscle.files import write_json
 from tfmuscle.inference import NETWORKS_FOLDER, Run, load_cascade, predict_cascade, volumes
-from tfmuscle.inference import cascade as prediction
 from tfmuscle.inference.cascade import _pieces
 from tfmuscle.labels import LabelMap
 from tfmuscle.metrics import dice
@@ -233,28 +232,6 @@ def test_a_muscle_that_stage_1_lost_is_placed_by_its_neighbours(tmp_path):
     assert result.placed == ("popliteus_left", "popliteus_right")
     found = scores(result.labels, truth)
     assert min(found["popliteus_left"], found["popliteus_right"]) > 0.7
-
-
-def test_a_box_that_holds_a_part_grows_to_the_whole(cascade, monkeypatch):
-    image, truth = scan(7)
-    whole = prediction._find_group
-
-    def lower_third(*arguments, mirror):
-        coarse, found = whole(*arguments, mirror=mirror)
-        return coarse, {
-            name: Box(box.start, (box.start[0] + max(1, box.size[0] // 3), *box.stop[1:]))
-            for name, box in found.items()
-        }
-
-    monkeypatch.setattr(prediction, "_find_group", lower_third)
-    found = {}
-    for times in (0, 3):
-        settings = dataclasses.replace(cascade.plan.settings, refine=times)
-        one = dataclasses.replace(cascade, plan=dataclasses.replace(cascade.plan, settings=settings))
-        found[times] = scores(predict_cascade(one, image, roi=["soleus"]).labels, truth)
-    for side in ("left", "right"):
-        assert found[0][f"soleus_{side}"] < 0.8
-        assert found[3][f"soleus_{side}"] > 0.9
 
 
 def test_what_was_not_found_is_said(tmp_path):

@@ -370,9 +370,6 @@ class Cascade(_Settings):
     box_seed: int = option(0, "seed of these boxes")
     fusion: str = option("coverage", "boxes are averaged over those that hold a voxel, or over all", choices=FUSIONS)
     placing: str = option("muscle", "one box for each muscle, or one for all of a group", choices=PLACINGS)
-    refine: int = option(
-        0, "times a box is drawn anew around what its network finds in the largest box, before boxes are averaged"
-    )
     telling_sides: str = option(
         "midline",
         "what tells left from right among the pieces found: the midline of the scan where both legs are in view, or the"
@@ -389,8 +386,6 @@ class Cascade(_Settings):
         self._check_positive("coarse_voxels", "coarse_multiple", "fine_voxels", "fine_multiple", "boxes", "folds")
         if self.box_seed < 0:
             raise ValueError(f"box_seed is {self.box_seed}; a number from 0 on is needed")
-        if self.refine < 0:
-            raise ValueError(f"refine is {self.refine}; a number of times from 0 on is needed")
         if not 0 <= self.region_margin < 1:
             raise ValueError(f"region_margin is {self.region_margin}; a share from 0 to below 1 is needed")
         names = [muscle for group in self.groups for muscle in group]

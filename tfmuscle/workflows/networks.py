@@ -23,7 +23,7 @@ from tfmuscle.training.callbacks import read_history
 from tfmuscle.training.schedule import curves
 from tfmuscle.volume import Volume
 
-OF_PREDICTION = ("boxes", "box_seed", "fusion", "placing", "refine", "telling_sides")
+OF_PREDICTION = ("boxes", "box_seed", "fusion", "placing", "telling_sides")
 """Settings of a cascade that its networks need not be trained for anew."""
 RECIPE_CLEANINGS = {"none": Cleaning(), "cheena": CHEENA}
 """What `Supervised.postprocessing` stands for."""
