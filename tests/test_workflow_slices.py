@@ -111,6 +111,7 @@ def test_slices_are_cross_validated(source, tmp_path):
     assert {row["subject_id"] for row in result.models[0].rows} == {f"leg_slice_{index:04d}" for index in DRAWN}
 
 
+@pytest.mark.parametrize("source", ["axial"], indirect=True)
 def test_slices_on_which_the_muscle_has_ended(source, tmp_path):
     listed = dataclasses.replace(source, listed=(0, *DRAWN))
     config = plan_training(TINY | {"epochs": 1}, recipe={}, preset="mehrabi_latent", scale="laptop")
