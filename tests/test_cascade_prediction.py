@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tfmuscle.cascade import make_plan, observe
+from tfmuscle.cascade import Box, make_plan, observe
 from tfmuscle.config import Cascade, DataSpec, Supervised, TrainConfig
 from tfmuscle.errors import DataError
 from tfmuscle.files import write_json
 from tfmuscle.inference import NETWORKS_FOLDER, Run, load_cascade, predict_cascade, volumes
+from tfmuscle.inference import cascade as prediction
 from tfmuscle.inference.cascade import _pieces
 from tfmuscle.labels import LabelMap
 from tfmuscle.metrics import dice
@@ -167,6 +168,23 @@ def test_the_midline_tells_sides_that_networks_confuse(tmp_path, orientation):
     settings = dataclasses.replace(SETTINGS, telling_sides="network")
     trusting = dataclasses.replace(cascade, plan=dataclasses.replace(cascade.plan, settings=settings))
     assert max(scores(predict_cascade(trusting, image).labels, truth).values()) < 0.1  # every muscle in the other leg
+
+
+def test_the_twin_in_the_other_leg_is_not_taken(cascade, monkeypatch):
+    image, truth = scan(7)
+    whole = prediction._find_group
+
+    def both_legs(*arguments, mirror):
+        coarse, found = whole(*arguments, mirror=mirror)
+        return coarse, {
+            name: Box((box.start[0], 0, 0), (box.stop[0], *coarse.shape[1:])) for name, box in found.items()
+        }
+
+    monkeypatch.setattr(prediction, "_find_group", both_legs)
+    # boxes over both legs are seen coarsely, but no muscle is found in the wrong one
+    assert min(scores(predict_cascade(cascade, image).labels, truth).values()) > 0.5
+    monkeypatch.setattr(prediction, "MIDLINE_MARGIN_MM", 1000.0)
+    assert min(scores(predict_cascade(cascade, image).labels, truth).values()) < 0.1
 
 
 def test_what_reaches_over_the_midline_is_no_muscle_of_the_other_leg():

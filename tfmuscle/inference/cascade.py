@@ -20,6 +20,7 @@ as float32, as labels and with the probability of their owners; nothing else of 
 about a second.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -61,6 +62,8 @@ LARGEST_STRETCH = 1.3
 """A scan that is so many times as long or as short as those of the training is told of."""
 SPILL = 0.1
 """A piece smaller than this share of its twin in the other leg is what reached over the midline."""
+MIDLINE_MARGIN_MM = 10.0
+"""How far a muscle may reach over the midline, which is where the legs' outlines are farthest in, not a plane."""
 NETWORKS_FOLDER = "networks"
 """Folder in a cascade's run for the runs of its networks, called after them."""
 
@@ -191,7 +194,7 @@ def predict_cascade(
     clock.next("groups")
     conflicts = Conflicts(scan.geometry, plan.base.label_map)
     for muscle in muscles:
-        _find_muscle(cascade, muscle, scan, boxes, conflicts, lost)
+        _find_muscle(cascade, muscle, scan, midline, boxes, conflicts, lost)
         tick()
     clock.next("muscles")
     labels, gone = conflicts.result()
@@ -353,23 +356,37 @@ def _find_muscle(
     cascade: CascadeRun,
     muscle: str,
     scan: Volume,
+    midline: Midline | None,
     boxes: Mapping[str, Box],
     conflicts: Conflicts,
     lost: dict[str, str],
 ) -> None:
-    """Lets a muscle claim its voxels, on the sides where it has a box."""
+    """Lets a muscle claim its voxels, on the sides where it has a box; none beyond the midline.
+
+    A box of a muscle near the midline, enlarged, holds its twin in the other leg too.
+    """
     plan, run = cascade.plan, None
+    sides = structures_of(plan.base.label_map)[muscle]
     number = [network.name for network in plan.muscles].index(muscle)
-    for side, name in structures_of(plan.base.label_map)[muscle].items():
+    for side, name in sides.items():
         if name not in boxes:
             continue
         run = run or _open(cascade, muscle)
         random = np.random.default_rng([plan.settings.box_seed, number, SIDES.index(side)])
         region, probability = _probability(run, scan, boxes[name], side, random, settings=plan.settings)
+        if midline is not None and len(sides) == len(SIDES):
+            probability[_beyond(midline, side, scan.geometry.cropped(region.start, region.size))] = 0
         mask = clean_muscle(probability, across=across_axis(scan.geometry))
         if not mask.any():
             lost[name] = "its network finds nothing in its box"
         conflicts.claim(name, region, probability, mask)
+
+
+def _beyond(midline: Midline, side: str, geometry: Geometry) -> np.ndarray:
+    """Returns which voxels lie in the other leg, more than `MIDLINE_MARGIN_MM` beyond the midline."""
+    away = MIDLINE_MARGIN_MM if side == "left" else -MIDLINE_MARGIN_MM
+    left = dataclasses.replace(midline, x_mm=midline.x_mm + away).left_of(geometry)
+    return ~left if side == "left" else left
 
 
 def _probability(
