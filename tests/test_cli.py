@@ -151,6 +151,7 @@ def test_fit_refuses_records_that_do_not_fit_the_model_naming_the_field(tiny_rec
     line = one_error_line(run(*words, "--model", "resnet34_unet", code=1))
     assert "spec.json" in line and "size" in line and "32" in line
     assert "fold 9" in one_error_line(run(*words, "--fold", 9, code=1))
+    assert "use --left-out" in one_error_line(run(*words, "--left-out", 9, code=1))
     assert "unett" in run(*words, "--model", "unett", code=1).stderr
     assert "no loss is called 'dise'" in run(*words, "--loss", "dise", code=2).stderr
     assert not (tmp_path / "run").exists()

@@ -137,8 +137,9 @@ def _check_fit(config: TrainConfig, spec: DataSpec, records: Path) -> None:
         raise
     except (ValueError, TypeError) as error:
         raise DataError(f"{records / 'spec.json'}: {error}") from error
-    if config.fold >= spec.folds:
-        last = spec.folds - 1
-        raise DataError(
-            f"{records / 'spec.json'}: fold {config.fold} does not exist, there are folds 0 to {last}; use --fold"
-        )
+    for fold, option in ((config.fold, "--fold"), (config.left_out, "--left-out")):
+        if fold >= spec.folds:
+            last = spec.folds - 1
+            raise DataError(
+                f"{records / 'spec.json'}: fold {fold} does not exist, there are folds 0 to {last}; use {option}"
+            )
