@@ -86,9 +86,10 @@ def test_a_left_leg_becomes_the_record_of_a_right_one(run, folder):
         left, right = (
             records.read_scan(home / index.path_of(f"person_{number}_{side}"), spec) for side in ("left", "right")
         )
-        assert np.array_equal(left.labels, right.labels)  # the phantom's legs mirror each other
+        assert left.labels.shape == right.labels.shape
+        assert dice(left.labels == 1, right.labels == 1) > 0.95  # the phantom's legs mirror each other, voxels do not
         assert left.labels.max() == 1
-        assert np.corrcoef(left.image.ravel(), right.image.ravel())[0, 1] > 0.9  # but for the noise
+        assert np.corrcoef(left.image.ravel(), right.image.ravel())[0, 1] > 0.9
 
 
 def test_a_leg_without_the_muscle_teaches_its_network_nothing(run):

@@ -13,7 +13,7 @@ from tfmuscle.labels import IGNORE
 from tfmuscle.records import read_index, read_shard
 from tfmuscle.subjects import read_dataset
 from tfmuscle.volume import Geometry, Volume
-from tfmuscle.workflows.comparing import cross_validate
+from tfmuscle.workflows import comparing, deciding, fold_jobs, summarising
 from tfmuscle.workflows.learning import plan_training
 from tfmuscle.workflows.slices import SliceLabels, fit_slices, sample_settings, slices_dataset
 
@@ -98,14 +98,15 @@ def test_few_slices_label_the_whole_scan(source, tmp_path):
         fit_slices(source, tmp_path / "run", config, resume=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("source", ["coronal"], indirect=True)
-def test_slices_are_cross_validated(source, tmp_path):
+def test_slices_are_cross_validated(source, tmp_path, monkeypatch):
+    for module in (comparing, deciding, fold_jobs, summarising):  # here, not in a process for each step
+        monkeypatch.setattr(module, "run_apart", lambda work, *parts, progress=None: work(*parts, progress=progress))
     slices = slices_dataset(source, tmp_path / "data", alone=True)
     settings = {f"model_options.{key}": value for key, value in TINY["model_options"].items()}
     settings |= {"epochs": 1, "steps": 1, "batch_size": 2} | sample_settings(slices, read_volume(source.scan))
-    result = cross_validate(
-        tmp_path / "data", tmp_path / "cv", ["mehrabi_latent"], folds=4, scale="laptop", settings=settings
+    result = comparing.cross_validate(
+        tmp_path / "data", tmp_path / "cv", ["mehrabi_latent"], folds=2, scale="laptop", settings=settings
     )
     assert not result.failures
     assert {row["subject_id"] for row in result.models[0].rows} == {f"leg_slice_{index:04d}" for index in DRAWN}
