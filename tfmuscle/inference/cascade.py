@@ -24,7 +24,6 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -48,10 +47,11 @@ from tfmuscle.cascade import (
     tight_box,
 )
 from tfmuscle.cascade.boxes import INPUT_MARGIN
-from tfmuscle.cascade.plan import MIRRORED, PLAN_FILE, SIDE_AXIS
+from tfmuscle.cascade.plan import MIRRORED, SIDE_AXIS
 from tfmuscle.config import Cascade
 from tfmuscle.errors import DataError
-from tfmuscle.inference.runs import DONE_FILE, WEIGHTS_FILE, Run, load_run
+from tfmuscle.inference.cascade_runs import CascadeRun
+from tfmuscle.inference.runs import Run, load_run
 from tfmuscle.inference.volumes import mean_probabilities
 from tfmuscle.labels import SIDES, LabelMap, without_side
 from tfmuscle.preprocessing import Midline, find_midline, leg_parts, preprocess, resample_image
@@ -64,8 +64,6 @@ SPILL = 0.1
 """A piece smaller than this share of its twin in the other leg is what reached over the midline."""
 MIDLINE_MARGIN_MM = 10.0
 """How far a muscle may reach over the midline, which is where the legs' outlines are farthest in, not a plane."""
-NETWORKS_FOLDER = "networks"
-"""Folder in a cascade's run for the runs of its networks, called after them."""
 
 Progress = Callable[[int, int], None]
 
@@ -89,73 +87,6 @@ class CascadeResult:
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, eq=False)
-class CascadeRun:
-    """A trained cascade: the plan, and the folder its networks are opened from."""
-
-    plan: CascadePlan
-    path: Path
-
-    def wanted(self, roi: Iterable[str] = ()) -> tuple[str, ...]:
-        """Returns the muscles that a region of interest asks for: muscles, structures or groups; all without any.
-
-        Raises:
-            ValueError: a name that is none of these.
-        """
-        known: dict[str, tuple[str, ...]] = {group.name: group.muscles for group in self.plan.groups}
-        for muscle, sides in structures_of(self.plan.base.label_map).items():
-            if any(network.name == muscle for network in self.plan.muscles):
-                known |= dict.fromkeys((muscle, *sides.values()), (muscle,))
-        asked = list(roi)
-        if unknown := [name for name in asked if name not in known]:
-            raise ValueError(f"nothing is called {', '.join(unknown)}; there are {', '.join(known)}")
-        muscles = {muscle for name in asked for muscle in known[name]}
-        return tuple(network.name for network in self.plan.muscles if not asked or network.name in muscles)
-
-    def check(self, roi: Iterable[str] = ()) -> tuple[str, ...]:
-        """Returns the muscles asked for, once it is seen that all networks they need have weights.
-
-        Raises:
-            DataError: one has none.
-            ValueError: an unknown name.
-        """
-        muscles = self.wanted(roi)
-        if missing := [name for name in self.needed(muscles) if not (self.folder_of(name) / WEIGHTS_FILE).is_file()]:
-            raise DataError(
-                f"{self.path}: {len(missing)} of its networks are not trained: {', '.join(missing[:5])}"
-                f"{' and more' * (len(missing) > 5)}; go on with 'tfmuscle fit --resume', or name others with --roi"
-            )
-        return muscles
-
-    def needed(self, muscles: Iterable[str]) -> list[str]:
-        """Returns the names of the networks that find these muscles, those of groups first."""
-        wanted = list(muscles)
-        groups = [group.name for group in self.plan.groups if set(group.muscles) & set(wanted)]
-        return [*groups, *(network.name for network in self.plan.muscles if network.name in wanted)]
-
-    def unfinished(self, muscles: Iterable[str]) -> list[str]:
-        """Returns the networks that these muscles need and whose training has not ended."""
-        return [name for name in self.needed(muscles) if not (self.folder_of(name) / DONE_FILE).is_file()]
-
-    def folder_of(self, network: str) -> Path:
-        """Returns the run folder of a network."""
-        return self.path / NETWORKS_FOLDER / network
-
-
-def is_cascade(path: str | Path) -> bool:
-    """Whether a folder is the run of a cascade."""
-    return (Path(path) / PLAN_FILE).is_file()
-
-
-def load_cascade(path: str | Path) -> CascadeRun:
-    """Opens the run folder of a cascade; networks are opened when they are needed.
-
-    Raises:
-        DataError: its plan is missing or damaged.
-    """
-    return CascadeRun(CascadePlan.load(Path(path) / PLAN_FILE), Path(path))
-
-
 def predict_cascade(
     cascade: CascadeRun,
     image: Volume,
@@ -167,7 +98,7 @@ def predict_cascade(
     """Labels a scan by a cascade, on exactly the scan's own grid.
 
     Args:
-        cascade: from `load_cascade`.
+        cascade: from `cascade_runs.load_cascade`.
         image: `(I, J, K, C)` with the channels of the plan, or `(I, J, K)` when there is one.
         roi: muscles, structures or groups to find; all without any.
         mirror: average stage 1 over mirrored images too, if its networks were trained with mirroring.

@@ -14,7 +14,6 @@ Unlike in the published program the learning rate falls by epoch, momentum is Ne
 are normalised as the others are, so that every U-Net of ours can start from them.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -30,11 +29,10 @@ from tfmuscle.errors import DataError
 from tfmuscle.files import read_json, write_json
 from tfmuscle.inference.runs import PRETRAINING_FILE
 from tfmuscle.losses.contrastive import Contrastive
-from tfmuscle.training.callbacks import Backup, Recorder, tensorboard
+from tfmuscle.training.callbacks import Recorder
 from tfmuscle.training.optimisers import make_optimiser
 from tfmuscle.training.patches import seed_of
-from tfmuscle.training.schedule import should_stop
-from tfmuscle.training.supervised import check_folder, finish, prepare, restore
+from tfmuscle.training.supervised import check_folder, prepare, restore, train_epochs
 
 __all__ = ["check_folder", "encoder_with_head", "pretrain", "view_batches"]
 
@@ -92,25 +90,13 @@ def pretrain(
         return run
     keras.utils.set_random_seed(config.seed)
     model = _compiled(spec, config, settings)
-    history, started = restore(model, run), time.monotonic()
+    history = restore(model, run)
     batch = min(config.batch_size, len(slices))
-    steps = len(slices) // batch
-    recipe = config.recipe
-    stopped = should_stop(history, recipe.patience, recipe.patience_of)
-    model.fit(
+    train_epochs(
+        model,
         view_batches(slices, about, spec, config, batch=batch, first_epoch=len(history)),
-        initial_epoch=len(history),
-        epochs=len(history) if stopped else config.epochs,
-        steps_per_epoch=steps,
-        shuffle=False,
-        callbacks=[
-            Recorder(run, config, history, steps=steps, progress=progress),
-            Backup(run / "state"),
-            *tensorboard(run),
-        ],
-        verbose=0,
+        Recorder(run, config, history, steps=len(slices) // batch, progress=progress),
     )
-    finish(run, model, config, history, seconds=time.monotonic() - started, steps=steps)
     return run
 
 
