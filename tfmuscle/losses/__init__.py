@@ -14,7 +14,7 @@ probability on it, its Dice is ε/(Σp + ε), near 0, but the slope with respect
 absent muscles shift the value and do not dominate the step. (Keras' own Dice sums over background too: a small muscle
 missed completely costs 2 %.) Logarithms are taken of max(p, 1e-7), as in Keras.
 
-Left out: the boundary loss on distance maps (Kervadec), which needs a second target beside the labels.
+The boundary loss of Kervadec, and with it `composite` with `boundary="kervadec"`, can be negative; all others cannot.
 """
 
 import difflib
@@ -24,6 +24,7 @@ from typing import Any
 import keras
 
 from tfmuscle.losses.combined import Composite, DiceCrossEntropy, DiceFocal
+from tfmuscle.losses.distance import Kervadec
 from tfmuscle.losses.overlap import Dice, GeneralisedDice, Tversky
 from tfmuscle.losses.shape import BoundaryBand, SmallObject
 from tfmuscle.losses.voxelwise import CrossEntropy, Focal, WeightedCrossEntropy
@@ -38,6 +39,7 @@ LOSSES: dict[str, type[keras.losses.Loss]] = {
     "dice_cross_entropy": DiceCrossEntropy,
     "dice_focal": DiceFocal,
     "boundary_band": BoundaryBand,
+    "kervadec": Kervadec,
     "small_object": SmallObject,
     "composite": Composite,
 }

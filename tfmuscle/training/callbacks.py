@@ -20,6 +20,8 @@ from tfmuscle.config import TrainConfig
 from tfmuscle.errors import DataError
 from tfmuscle.files import TEMPORARY_PREFIX, atomic_path, write_text
 from tfmuscle.labels import IGNORE
+from tfmuscle.losses import get_loss
+from tfmuscle.losses.combined import Composite
 from tfmuscle.training.deep_supervision import main_figures
 from tfmuscle.training.schedule import best_epoch, learning_rate, should_stop
 
@@ -139,6 +141,41 @@ class Backup(keras.callbacks.Callback):
         for old in self.folder.iterdir():
             if old != newest and (BACKUP_PATTERN.fullmatch(old.name) or old.name.startswith(TEMPORARY_PREFIX)):
                 old.unlink()
+
+
+class RampLoss(keras.callbacks.Callback):
+    """Gives a loss whose weights follow the epoch those of this epoch; they depend on its number alone."""
+
+    def on_epoch_begin(self, epoch: int, logs=None) -> None:
+        """Sets the weights; training and validation of an epoch have the same."""
+        for loss in keras.tree.flatten(self.model.loss):  # one for each output
+            if isinstance(loss, Composite):
+                loss.at_epoch(epoch)
+
+
+def check_comparable(config: TrainConfig, *, num_folds: int) -> None:
+    """Refuses a training that would compare the losses of epochs although their weights differ.
+
+    Raises:
+        ValueError: naming the settings that look at the loss.
+    """
+    loss = get_loss(config.recipe.loss, **config.recipe.loss_options)
+    if not (isinstance(loss, Composite) and loss.is_ramped):
+        return
+    recipe, cure = config.recipe, []
+    if recipe.selection == "loss":
+        cure.append("selection dice")
+    if recipe.patience and recipe.patience_of == "loss":
+        cure.append("patience_of dice")
+    if config.schedule == "plateau":
+        cure.append("a schedule other than plateau")
+    if num_folds == 1:
+        cure.append("records with two folds or more, for without validation the loss alone tells epochs apart")
+    if cure:
+        raise ValueError(
+            "boundary is 'kervadec', whose weights change from epoch to epoch, so that losses do not compare; choose "
+            + ", ".join(cure)
+        )
 
 
 def flat_layers(model: keras.Model) -> list[keras.layers.Layer]:
