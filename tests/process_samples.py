@@ -1,7 +1,9 @@
 """Work for the processes of test_comparing.py, in a file that a new process imports quickly."""
 
+import atexit
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -21,6 +23,13 @@ def fail(kind, *, progress=None):
     if kind == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     raise {"data": DataError, "value": ValueError, "bug": KeyError, "memory": MemoryError}[kind]("leg 3 is broken")
+
+
+def linger(seconds, *, progress=None):
+    """Leaves a thread at work, and an end of the interpreter that crashes."""
+    threading.Thread(target=time.sleep, args=(seconds,)).start()
+    atexit.register(os.kill, os.getpid(), signal.SIGSEGV)
+    return "done"
 
 
 def process_number(*, progress=None):

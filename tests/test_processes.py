@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import threading
+import time
 
 import process_samples
 import pytest
@@ -34,6 +35,12 @@ def test_what_goes_wrong_there_is_told_here(kind, error, message):
     with pytest.raises(error, match=message) as caught:
         run_apart(process_samples.fail, kind)
     assert kind != "bug" or "Traceback" in caught.value.__notes__[0]
+
+
+def test_what_is_still_at_work_there_is_not_waited_for():
+    started = time.monotonic()
+    assert run_apart(process_samples.linger, 600) == "done"
+    assert time.monotonic() - started < 25  # after 30 s it would be killed
 
 
 def test_a_claim_holds_until_it_is_given_back(tmp_path):

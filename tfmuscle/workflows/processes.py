@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import re
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -96,6 +97,19 @@ def _serve(connection: Connection) -> None:
     except Exception as error:
         name = "DataError" if isinstance(error, DataError) else type(error).__name__
         connection.send(("error", (name, str(error), traceback.format_exc())))
+    _leave()
+
+
+def _leave() -> None:
+    """Ends the process at once: all has been told, and TensorFlow's threads may crash if the interpreter is taken down.
+
+    Skipped are `atexit`, the finalisers of `multiprocessing` and the wait for threads; files are closed by whoever
+    wrote them, and workers of this process end with their parent.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # none, broken or closed
+            stream.flush()
+    os._exit(0)
 
 
 def _relay(connection: Connection) -> Progress:
