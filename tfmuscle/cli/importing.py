@@ -1,11 +1,14 @@
-"""The command from a lab's folders to a dataset: import."""
+"""Commands that take what others made: import, of a lab's folders; relabel, of another tool's label files."""
 
 import sys
+import textwrap
 from pathlib import Path
+from typing import Any
 
 import click
 
-from tfmuscle.cli.base import FOLDER, Bar, checked, command
+from tfmuscle.cli.base import FOLDER, Bar, checked, command, finish, print_table
+from tfmuscle.label_lists import LISTS
 from tfmuscle.quiet import quiet_start
 
 
@@ -71,3 +74,68 @@ def import_command(
 def _tell(failures: dict[str, str]) -> None:
     for subject_id, reason in failures.items():
         click.echo("Failed: " + " ".join(f"{subject_id}: {reason}".split()), err=True)
+
+
+def _print_lists(context: click.Context, parameter: click.Parameter, chosen: str | None) -> None:
+    """Prints all known lists, or one as a renaming table, and ends the command."""
+    if chosen is None:
+        return
+    if chosen and chosen not in LISTS:
+        raise click.BadParameter(f"no list is called {chosen!r}; there are {', '.join(LISTS)}")
+    if chosen:
+        from tfmuscle.relabelling import list_map, standard_name
+
+        rows = [f"{name},{standard_name(name)}" for name in list_map(chosen).structures]
+        click.echo("\n".join(["from,to", *rows]))
+    for name, known in LISTS.items() if not chosen else ():
+        click.echo(f"{name}: {len(known.names)} structures ({known.source})")
+        listed = ", ".join(f"{key}={called}" for key, called in known.names.items())
+        click.echo(textwrap.fill(listed, 110, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False))
+    context.exit()
+
+
+@command(name="relabel")
+@click.option("-i", "--input", "source", type=FOLDER, required=True, help="label file of another tool, or a folder")
+@click.option("-o", "--output", "out", type=FOLDER, required=True, help="label file to write, or a folder")
+@click.option(
+    "--table",
+    required=True,
+    metavar="RENAME.csv|standard",
+    help="columns from,to: one 'to' for several 'from' merges, an empty one drops; standard: only our spelling",
+)
+@click.option(
+    "--names", metavar="TABLE|LIST", help="what the ids mean: label table or known list [default: the file's]"
+)
+@click.option(
+    "--like", type=FOLDER, help="dataset.json or label table whose ids the new names get [default: 1, 2, ...]"
+)
+@click.option("--keep-others", is_flag=True, help="structures that the table does not name keep their name")
+@click.option(
+    "--list",
+    is_flag=False,
+    flag_value="",
+    is_eager=True,
+    expose_value=False,
+    callback=_print_lists,
+    metavar="[LIST]",
+    help="print the known lists and stop; with one of them: its names as a table to edit",
+)
+def relabel_command(source: Path, out: Path, **options: Any) -> None:
+    """Rename, merge and drop the structures of another tool's label files, so that correcting beats drawing."""
+    with quiet_start():
+        from tfmuscle.workflows.relabelling import relabel_files
+
+    result = checked(relabel_files, source, out, **options, progress=Bar())
+    for case, one in result.files.items():
+        click.echo(f"{case}:")
+        rows = [
+            {"structure": name, "id": key, "ml": f"{one.volumes_ml[name]:.1f}", "made of": ", ".join(one.made_of[name])}
+            for name, key in sorted(one.ids.items(), key=lambda item: item[1])
+        ]
+        print_table(rows, ("structure", "id", "ml", "made of"))
+        if one.dropped:
+            click.echo(f"dropped: {', '.join(one.dropped)}")
+        if one.absent:
+            click.echo(f"not in this file: {', '.join(one.absent)}")
+    click.echo(f"{out}: correct it in 3D Slicer or ITK-SNAP (names in the .label file), or with tfmuscle contours")
+    finish(result.failures)
