@@ -25,7 +25,7 @@ RESAMPLINGS = ("linear", "nnunet")
 PATCHES = ("grid", "random", "whole", "boxes")
 BLENDS = ("probabilities", "logits")
 SELECTIONS = ("dice", "ema_dice", "loss")
-POSTPROCESSINGS = ("none", "cheena")
+POSTPROCESSINGS = ("none", "largest", "cheena")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 SCALES = ("full", "laptop")
 REGIONS = ("labels", "thirds", "scan")
@@ -290,6 +290,7 @@ class TrainConfig(_Settings):
     precision: str = option("float32", "arithmetic; mixed_float16 in 3D needs a GPU", choices=PRECISIONS)
     fold: int = option(0, "fold used for validation")
     left_out: int = option(-1, "fold kept out of training and validation, to test on; -1 for none")
+    subjects: int = option(0, "number of training persons, 0 for all; fewer are always among more")
     seed: int = option(0, "seed of weights, shuffling and augmentation")
     preset: str | None = option(None, "recipe these settings come from")
     scale: str = option("full", "full recipe, or one cut down for a laptop", choices=SCALES)
@@ -302,6 +303,8 @@ class TrainConfig(_Settings):
             raise ValueError("steps, fold and weight_decay must be finite and not negative")
         if self.left_out < -1 or self.left_out == self.fold:
             raise ValueError(f"left_out is {self.left_out}; a fold other than {self.fold} is needed, or -1 for none")
+        if self.subjects < 0:
+            raise ValueError(f"subjects is {self.subjects}; a number of persons is needed, or 0 for all")
         if not self.learning_rate < math.inf:
             raise ValueError(f"learning_rate is {self.learning_rate}; a finite number is needed")
         if not 0 <= self.seed < 2**32:
@@ -316,6 +319,8 @@ class TrainConfig(_Settings):
     def to_dict(self) -> dict[str, Any]:
         """Returns plain JSON content with the recipe nested under its class name."""
         content = super().to_dict()
+        if not self.subjects:
+            del content["subjects"]  # as runs say that were begun before there was this setting, and can be resumed
         return content | {"recipe": {"method": "supervised"} | self.recipe.to_dict()}
 
     @classmethod

@@ -122,6 +122,15 @@ CHEENA = Cleaning(denoise=True, fill_holes=True)
 """The cleaning of Cheena's bone pipeline."""
 
 
+def recipe_cleaning(name: str, label_map: LabelMap) -> Cleaning:
+    """Returns what `Supervised.postprocessing` stands for; "largest" keeps each structure's largest component.
+
+    >>> recipe_cleaning("largest", LabelMap({1: "tibia"})).largest
+    ('tibia',)
+    """
+    return {"none": Cleaning(), "largest": Cleaning(largest=label_map.structures), "cheena": CHEENA}[name]
+
+
 def clean(
     labels: Volume,
     cleaning: Cleaning,

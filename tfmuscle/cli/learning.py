@@ -33,6 +33,7 @@ def demo_command(out: Path) -> None:
 @setting(Supervised, "loss")
 @setting(TrainConfig, "fold")
 @setting(TrainConfig, "left_out")
+@setting(TrainConfig, "subjects")
 @setting(TrainConfig, "epochs")
 @setting(TrainConfig, "steps")
 @setting(TrainConfig, "batch_size")
@@ -88,15 +89,15 @@ def fit_command(source: Path, run: Path, preset: str | None, scale: str, start: 
     if given(few) and (many or few["labels"] is None):
         raise click.UsageError("--names, --slices and --axis go with --labels, and these with a preset of one network")
     if many:
-        if start is not None or settings.get("left_out") is not None:
-            raise click.UsageError(f"--from and --left-out are for a single network; {preset} trains many")
+        if start is not None or given({key: settings.get(key) for key in ("left_out", "subjects")}):
+            raise click.UsageError(f"--from, --left-out and --subjects are for one network; {preset} trains many")
         cascade = checked(parse_options, cascade, "--cascade")
         chosen = {"preset": preset, "scale": scale}
         fit_networks(source, run, settings, recipe, cascade=cascade, only=only, resume=resume, **chosen)
         return
     if few["labels"] is not None:
-        if start is not None or given({key: settings.get(key) for key in ("fold", "left_out")}):
-            raise click.UsageError("--from, --fold and --left-out are not for a few slices of one scan")
+        if start is not None or given({key: settings.get(key) for key in ("fold", "left_out", "subjects")}):
+            raise click.UsageError("--from, --fold, --left-out and --subjects are not for a few slices of one scan")
         config = checked(plan_training, settings, recipe=recipe, preset=preset, scale=scale)
         fit_few_slices(source, run, config, few, resume=resume)
         return
@@ -105,7 +106,7 @@ def fit_command(source: Path, run: Path, preset: str | None, scale: str, start: 
     bar = Bar()
     try:
         say = functools.partial(_note, bar)
-        fit(source, run, config, start=start, resume=resume, progress=bar, say=say)
+        checked(fit, source, run, config, start=start, resume=resume, progress=bar, say=say)
     finally:
         bar.close()
     about = read_json(run / "about.json")

@@ -1,8 +1,8 @@
 """Supervised training: records and settings in, a run folder out.
 
-The user names records and an architecture; the data of all folds but one train, that fold validates, and subjects of
-the test set, and of a fold that is `left_out`, are never read. The run folder holds everything prediction needs and
-says how it came about:
+The user names records and an architecture; the data of all folds but one train (or of as many persons among them as
+`subjects` says), that fold validates, and subjects of the test set, and of a fold that is `left_out`, are never read.
+The run folder holds everything prediction needs and says how it came about:
 
     spec.json  train.json  split.json   what was decided, and which subject had which part
     transfer.json                       whose weights the network started with, if it did (`transfer.py`)
@@ -26,18 +26,20 @@ from tfmuscle import models
 from tfmuscle.config import DataSpec, TrainConfig
 from tfmuscle.errors import DataError
 from tfmuscle.files import TEMPORARY_PREFIX, atomic_path, provenance, read_json, write_json
-from tfmuscle.folds import PARTS, TEST
+from tfmuscle.folds import PARTS, TEST, person_of, persons_in_order
 from tfmuscle.inference.runs import MAIN_OUTPUT
 from tfmuscle.losses import get_loss
 from tfmuscle.losses.voxelwise import DATASET_WEIGHTS, inverse_frequencies
-from tfmuscle.postprocessing import CHEENA
+from tfmuscle.postprocessing import CLEANING_FILE, recipe_cleaning
 from tfmuscle.records import RecordIndex, check_shard, load_spec, read_index
 from tfmuscle.report import figure_png, training_curves
 from tfmuscle.training.batches import epoch_steps, training_batches, validation_batches
 from tfmuscle.training.callbacks import (
     Backup,
     ForegroundDice,
+    RampLoss,
     Recorder,
+    check_comparable,
     newest_backup,
     read_history,
     tensorboard,
@@ -83,10 +85,13 @@ def fit(
     records, run = Path(records), Path(run)
     spec, index = load_spec(records), read_index(records)
     models.check_spec(config.model, spec, **model_options(config))
+    check_comparable(config, num_folds=spec.folds)
     split = _split(index, spec, config)
     _check_shards(index, spec, split["train"] + split["validation"])
     if prepare(run, spec, config, split, start=None if start is None else Path(start), resume=resume):
         return run
+    if cleaning := recipe_cleaning(config.recipe.postprocessing, spec.label_map):
+        cleaning.save(run / CLEANING_FILE)
     keras.utils.set_random_seed(config.seed)
     model = _compiled(spec, config, _dataset_weights(index, split["train"]))
     shards = {part: _shards(index, split[part]) for part in ("train", "validation")}
@@ -109,25 +114,41 @@ def _train(
 ) -> None:
     paths = {part: [path for path, _ in shards[part].values()] for part in shards}
     samples = {part: sum(count for _, count in shards[part].values()) for part in shards}
-    steps, started = epoch_steps(samples["train"], config), time.monotonic()
+    steps = epoch_steps(samples["train"], config)
     batches = training_batches(paths["train"], spec, config, first_epoch=len(history), steps=steps)
-    recipe = config.recipe
+    train_epochs(
+        model,
+        with_coarse_labels(batches, model, spec),
+        Recorder(run, config, history, steps=steps, progress=progress),
+        validation=_validation(model, paths["validation"], spec, config, samples["validation"]),
+    )
+
+
+def train_epochs(
+    model: keras.Model, batches: tf.data.Dataset, recorder: Recorder, *, validation: tf.data.Dataset | None = None
+) -> None:
+    """Trains the epochs that are left and completes the run folder.
+
+    Args:
+        model: compiled, with the weights of the epochs that are done.
+        batches: those of all epochs that are left, one after another.
+        recorder: knows the run folder, its settings and the epochs that are done.
+        validation: what every epoch ends with, if there is anything.
+    """
+    run, config, history = recorder.run, recorder.config, recorder.history
+    recipe, started = config.recipe, time.monotonic()
     stopped = should_stop(history, recipe.patience, recipe.patience_of)  # killed between the last epoch and the end
     model.fit(
-        with_coarse_labels(batches, model, spec),
-        validation_data=_validation(model, paths["validation"], spec, config, samples["validation"]),
+        batches,
+        validation_data=validation,
         initial_epoch=len(history),
         epochs=len(history) if stopped else config.epochs,
-        steps_per_epoch=steps,
+        steps_per_epoch=recorder.steps,
         shuffle=False,
-        callbacks=[
-            Recorder(run, config, history, steps=steps, progress=progress),
-            Backup(run / "state"),
-            *tensorboard(run),
-        ],
+        callbacks=[recorder, Backup(run / "state"), RampLoss(), *tensorboard(run)],
         verbose=0,
     )
-    finish(run, model, config, history, seconds=time.monotonic() - started, steps=steps)
+    finish(run, model, config, history, seconds=time.monotonic() - started, steps=recorder.steps)
 
 
 def _silent(sentence: str) -> None:
@@ -163,9 +184,16 @@ def _split(index: RecordIndex, spec: DataSpec, config: TrainConfig) -> dict[str,
     part_of = {config.left_out: "left_out", TEST: "test"}  # with none left out its number is that of the test subjects
     if spec.folds > 1:
         part_of[config.fold] = "validation"
-    split: dict[str, list[str]] = {part: [] for part in PARTS}
+    split: dict[str, list[str]] = {part: [] for part in PARTS if part != "unused"}  # which most trainings do not have
     for subject, fold in index.folds.items():
         split[part_of.get(fold, "train")].append(subject)
+    if config.subjects:
+        persons = persons_in_order(split["train"], seed=config.seed)
+        if config.subjects > len(persons):
+            raise ValueError(f"subjects is {config.subjects}; there are {len(persons)} persons to train on")
+        used = set(persons[: config.subjects])
+        split["unused"] = [subject for subject in split["train"] if person_of(subject) not in used]
+        split["train"] = [subject for subject in split["train"] if person_of(subject) in used]
     if not any(index.samples_of(subject) for subject in split["train"]):
         raise DataError(f"{index.folder}: no labelled sample is left for training; add subjects or use fewer folds")
     return split
@@ -291,7 +319,5 @@ def finish(
         "best_validation_dice": history[best].get("val_dice", math.nan),
         "parameters": model.count_params(),
     }
-    if config.recipe.postprocessing == "cheena":
-        CHEENA.save(run / "postprocessing.json")
     write_json(run / "about.json", about)
     shutil.rmtree(run / "state", ignore_errors=True)

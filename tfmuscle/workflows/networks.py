@@ -17,7 +17,7 @@ from tfmuscle.config import Cascade, TrainConfig
 from tfmuscle.errors import DataError
 from tfmuscle.files import read_json, sha256
 from tfmuscle.io import VOLUME_SUFFIXES, case_files, read_label_image
-from tfmuscle.postprocessing import CHEENA, CLEANING_FILE, Cleaning, clean
+from tfmuscle.postprocessing import CLEANING_FILE, Cleaning, clean, recipe_cleaning
 from tfmuscle.preprocessing import find_midline
 from tfmuscle.training.callbacks import read_history
 from tfmuscle.training.schedule import curves
@@ -25,8 +25,6 @@ from tfmuscle.volume import Volume
 
 OF_PREDICTION = ("boxes", "box_seed", "fusion", "placing", "telling_sides")
 """Settings of a cascade that its networks need not be trained for anew."""
-RECIPE_CLEANINGS = {"none": Cleaning(), "cheena": CHEENA}
-"""What `Supervised.postprocessing` stands for."""
 
 
 @dataclass(frozen=True)
@@ -348,7 +346,7 @@ def _cleanings(paths: Sequence[str | Path], runs: Sequence[inference.Run]) -> tu
     if unknown := sorted(set(choice.largest) - set(runs[0].spec.label_map.structures)):
         raise DataError(f"{files[0]}: the runs have no {', '.join(unknown)}; use --no-postprocess, or remove the file")
     return tuple(
-        dict.fromkeys(cleaning for cleaning in (RECIPE_CLEANINGS[recipe], choice) if cleaning)
+        dict.fromkeys(cleaning for cleaning in (recipe_cleaning(recipe, runs[0].spec.label_map), choice) if cleaning)
     )  # once if equal
 
 
