@@ -39,12 +39,14 @@ class LabelledSlices:
         indices: labelled slices, ascending, counted from 0.
         step_mm: distance of neighbouring slices of the scan.
         empty: those of them on which somebody looked and found nothing.
+        unlisted: slices that are labelled, but not among those that the user listed; they count as unknown.
     """
 
     axis: int
     indices: tuple[int, ...]
     step_mm: float
     empty: tuple[int, ...] = ()
+    unlisted: tuple[int, ...] = ()
 
     def validating(self) -> tuple[int, ...]:
         """Returns the slices that validate: the middle one of every five, never the first, the last or an empty one.
@@ -80,10 +82,11 @@ def find_slices(
         labels: `(I, J, K)` ids.
         label_map: its ignore id marks voxels that nobody labelled.
         axis: along which slices follow each other; found by their gaps when not given.
-        listed: the labelled slices, where empty ones are among them.
+        listed: the labelled slices, where empty ones are among them, or others are not to be trusted: those of
+            another tool's mask of which only some were corrected.
 
     Raises:
-        ValueError: nothing is labelled, an axis or slice that is not there, or a labelled slice that is not listed.
+        ValueError: nothing is labelled, or an axis or slice that is not there.
     """
     known = labels.array != (0 if label_map.ignore is None else label_map.ignore)
     drawn = known & (labels.array != 0)
@@ -99,9 +102,8 @@ def find_slices(
     wanted, count = sorted(set(listed)), labels.array.shape[along]
     if not wanted or wanted[0] < 0 or wanted[-1] >= count:
         raise ValueError(f"slices {wanted} are listed; axis {along} has slices 0 to {count - 1}")
-    if missing := sorted(set(found) - set(wanted)):
-        raise ValueError(f"slices {missing} are labelled and not listed; list them, or clear them")
-    return LabelledSlices(along, tuple(wanted), step, tuple(sorted(set(wanted) - set(found))))
+    empty, unlisted = set(wanted) - set(found), set(found) - set(wanted)
+    return LabelledSlices(along, tuple(wanted), step, tuple(sorted(empty)), tuple(sorted(unlisted)))
 
 
 def _axis(labels: Volume, drawn: np.ndarray) -> int:

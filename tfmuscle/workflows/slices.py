@@ -17,7 +17,7 @@ how well the network fills in between slices of this scan, and nothing about ano
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,8 +98,8 @@ def slices_dataset(source: SliceLabels, out: str | Path, *, alone: bool) -> Labe
         DataError: files that cannot be used or do not fit, too few slices, or a folder that holds something else.
     """
     out = Path(out)
-    subject = _one_scan(source.scan)
-    labels, label_map = _read_labels(source)
+    subject = one_scan(source.scan)
+    labels, label_map = read_slice_labels(source.labels, source.names)
     image = subject.read_image()
     if not labels.geometry.same_grid(image.geometry):
         raise DataError(f"{source.labels}: not on the grid of {source.scan}; resample it by nearest neighbour")
@@ -143,23 +143,33 @@ def slices_dataset(source: SliceLabels, out: str | Path, *, alone: bool) -> Labe
     return slices
 
 
-def _one_scan(path: Path) -> Any:
+def one_scan(path: Path) -> Any:
+    """Returns the one scan at `path` as a subject.
+
+    Raises:
+        DataError: it holds none or several.
+    """
     subjects = read_scans(path, ("image",))
     if len(subjects) != 1:
         raise DataError(f"{path}: holds {len(subjects)} scans; give the one whose slices are labelled")
     return subjects[0]
 
 
-def _read_labels(source: SliceLabels) -> tuple[Volume, LabelMap]:
-    labels = read_label_image(source.labels)
-    label_map = read_label_table(source.names) if source.names else names_of(source.labels)
+def read_slice_labels(path: Path, names: Path | None) -> tuple[Volume, LabelMap]:
+    """Returns labels of a few slices, and their names: of the table given, the one beside them, or their file.
+
+    Raises:
+        DataError: the labels cannot be read, or an id has no name.
+    """
+    labels = read_label_image(path)
+    label_map = read_label_table(names) if names else names_of(path)
     ids = distinct(labels.array)
     found = [key for key in map(int, ids) if key]
     if label_map is None:
-        own = case_id(source.labels)
+        own = case_id(path)
         label_map = LabelMap({key: own if len(found) == 1 else f"label_{key}" for key in found})
     if unknown := label_map.unknown_ids(ids):
-        raise DataError(f"{source.labels}: ids {list(unknown)} have no name; give a table that names them (--names)")
+        raise DataError(f"{path}: ids {list(unknown)} have no name; give a table that names them (--names)")
     return labels, label_map
 
 
@@ -178,6 +188,7 @@ def fit_slices(
     run: str | Path,
     config: TrainConfig,
     *,
+    settings: Mapping[str, Any] | None = None,
     resume: bool = False,
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
@@ -188,6 +199,7 @@ def fit_slices(
         source: scan and labels.
         run: run folder to make; the other folders stand beside it.
         config: how to train; its fold is decided here.
+        settings: fields of `DataSpec` that go before the preset's.
         resume: go on with an interrupted run.
         progress: called with (steps done, steps in all, note).
         say: called with what the user should know.
@@ -205,13 +217,15 @@ def fit_slices(
         raise DataError(f"{run}: was trained on labels that {home} held, which is gone; name another output")
     slices = slices_dataset(source, home, alone=False)
     dataset, validating = read_dataset(home), slices.validating()
-    name = _one_scan(source.scan).subject_id
+    name = one_scan(source.scan).subject_id
     if say is not None:
         say(_leakage(slices, validating))
+        if slices.unlisted:
+            say(f"{len(slices.unlisted)} labelled slices are not listed, and count as unknown")
     asked = sample_settings(slices, dataset.subjects[0].read_image()) | {"folds": 2, "test": 0}
     if preset is None or "kind" not in preset.data:
         asked |= {"kind": "stacks", "depth": 5}
-    spec = plan_spec(dataset, asked, preset=config.preset, scale=config.scale, progress=progress)
+    spec = plan_spec(dataset, asked | dict(settings or {}), preset=config.preset, scale=config.scale, progress=progress)
     if failures := build_records(dataset, records, spec, progress=progress).failures:
         raise DataError("; ".join(failures.values()))
     fold = assign_folds([s.subject_id for s in dataset.subjects], folds=2, seed=spec.seed)[name]
