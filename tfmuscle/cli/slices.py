@@ -1,4 +1,4 @@
-"""Commands for one scan with a few labelled slices: slices; and what `fit --labels` does."""
+"""Commands for one scan with a few labelled slices: slices, interpolate, suggest; and what `fit --labels` does."""
 
 import functools
 import json
@@ -10,12 +10,13 @@ import click
 from tfmuscle.cli.base import FOLDER, Bar, checked, command
 from tfmuscle.quiet import quiet_start
 
-SLICE_OPTIONS = (
-    click.option("--labels", type=FOLDER, help="label image of a few slices of the one scan given with -i"),
-    click.option("--names", type=FOLDER, help="dataset.json or label table [default: the one beside the labels]"),
-    click.option("--slices", "listed", metavar="A,B,...", help="labelled slices, if some of them are empty, from 0"),
-    click.option("--axis", type=click.IntRange(0, 2), help="axis along which slices follow [default: found]"),
+_LABELS = click.option("--labels", type=FOLDER, help="label image of a few slices of the one scan given with -i")
+_NAMES = click.option("--names", type=FOLDER, help="dataset.json or label table [default: the one beside the labels]")
+_SLICES = click.option(
+    "--slices", "listed", metavar="A,B,...", help="slices that count, from 0 [default: those that show something]"
 )
+_AXIS = click.option("--axis", type=click.IntRange(0, 2), help="axis along which slices follow [default: found]")
+SLICE_OPTIONS = (_LABELS, _NAMES, _SLICES, _AXIS)
 
 
 def slice_options(function: Any) -> Any:
@@ -46,6 +47,70 @@ def slices_command(scan: Path, out: Path, **options: Any) -> None:
         for key, value in sampled.items()
     )
     click.echo(f"Compare with: tfmuscle cross-validate -i {out} --preset mehrabi_latent --folds loocv {flags} -o ...")
+
+
+@command(name="interpolate")
+@click.option("-i", "--input", "labels", type=FOLDER, required=True, help="label image of a few slices of one scan")
+@click.option("-o", "--output", "out", type=FOLDER, required=True, help="label image to write, e.g. labels.nii.gz")
+@_NAMES
+@_SLICES
+@_AXIS
+def interpolate_command(labels: Path, out: Path, names: Path | None, listed: str | None, axis: int | None) -> None:
+    """Fill the slices between the labelled ones by the shapes on them; no scan and no network is needed."""
+    with quiet_start():
+        from tfmuscle.workflows.interpolating import interpolate
+
+    bar, numbers = Bar(), checked(_numbers, listed)
+    try:
+        result = checked(interpolate, labels, out, names=names, axis=axis, listed=numbers, progress=bar)
+    finally:
+        bar.close()
+    indices = result.slices.indices
+    for structure, volume in result.volumes_ml.items():
+        click.echo(f"{structure}: {volume:.1f} ml")
+    click.echo(
+        f"{out}: slices {indices[0]} to {indices[-1]} along axis {result.slices.axis}, from {len(indices)} labelled"
+        " ones; nothing beyond them"
+    )
+
+
+@command(name="suggest")
+@click.option(
+    "-m",
+    "--model",
+    "runs",
+    type=FOLDER,
+    required=True,
+    multiple=True,
+    help="run folder made by fit --labels, or a cross-validation; repeatable, each run is an opinion of its own",
+)
+@click.option("-i", "--input", "scan", type=FOLDER, required=True, help="scan: image file or DICOM folder")
+@slice_options
+@click.option("-o", "--output", "out", type=FOLDER, required=True, help="folder for tables and figure")
+@click.option("-n", "--count", type=click.IntRange(1), default=3, show_default=True, help="slices wanted")
+def suggest_command(runs: tuple[Path, ...], scan: Path, out: Path, count: int, **options: Any) -> None:
+    """Name the next slices worth labelling: where networks and interpolated shapes disagree most."""
+    with quiet_start():
+        from tfmuscle.workflows.suggesting import suggest
+
+    if options["labels"] is None:
+        raise click.UsageError("--labels is missing: the label image of the scan")
+    bar = Bar()
+    try:
+        result = checked(suggest, _source(scan, options), runs, out, count=count, progress=bar)
+    finally:
+        bar.close()
+    for note in result.notes:
+        click.echo(f"Note: {note}", err=True)
+    for row in result.rows:
+        most = f", most of it {row['structure']}" if row["structure"] else ""
+        place = ", ".join(f"{row[f'{letter}_mm']:.1f}" for letter in "xyz")
+        click.echo(
+            f"{row['rank']}: slice {row['slice']} along axis {row['axis']}, at ({place}) mm:"
+            f" {row['disagreement_mm2']:.0f} mm² in dispute{most}"
+        )
+    reduced = " (reduced)" if result.reduced else ""
+    click.echo(f"{out}: disagreement of {len(result.runs)} network(s) and interpolated shapes{reduced}")
 
 
 def _listed(numbers: Any) -> str:

@@ -26,7 +26,8 @@ from tfmuscle.volume import Volume
 
 LEGEND_ENTRIES = 24
 """More structures than this are counted, not named, in a legend."""
-_VIEWS = {"S": "SPL", "I": "IPL", "A": "AIL", "P": "PIL", "R": "RIP", "L": "LIP"}
+VIEWS = {"S": "SPL", "I": "IPL", "A": "AIL", "P": "PIL", "R": "RIP", "L": "LIP"}
+"""Orientation code in which slices of an axis are looked at, by the side towards which the axis grows."""
 _OPPOSITE = {"L": "R", "R": "L", "A": "P", "P": "A", "S": "I", "I": "S"}
 _GREY = "#8a8a8a"
 _HALO = [patheffects.withStroke(linewidth=2.5, foreground="black")]
@@ -93,7 +94,7 @@ def overlay(
     if not given or any(not volume.geometry.same_grid(given[0].geometry) for volume in given):
         raise ValueError("an overlay needs image, labels or reference, all on one grid; resample them first")
     axis = slice_axis(given[0].geometry)
-    view = _VIEWS[given[0].geometry.orientation[axis]]
+    view = VIEWS[given[0].geometry.orientation[axis]]
     scene = _turn(image, labels, reference, view=view, label_map=label_map)
     slices = informative_slices(scene.labels, scene.reference, count=count)
     whys = slices if len(slices) > 1 else dict.fromkeys(slices, "")
@@ -160,7 +161,7 @@ def _panels(scene: _Scene, captions: Mapping[int, str], view: str, title: str) -
     for number, (index, caption) in enumerate(captions.items()):
         axes = figure.add_subplot(rows, columns, number + 1)
         _draw_slice(axes, scene, index, box, window)
-        _draw_borders(axes, width, height, view)
+        draw_borders(axes, width, height, view)
         narrow = side < _NARROW_INCHES
         axes.set_title(caption.replace("  ", "\n").replace(", ", ",\n") if narrow else caption, fontsize=9)
     figure.legend(handles=handles, loc="outside lower center", ncols=across, fontsize=8, frameon=False)
@@ -184,15 +185,15 @@ def _draw_slice(axes: Axes, scene: _Scene, index: int, box: tuple[slice, slice],
             axes.contourf(xs, ys, unknown, levels=[0.5, 1.5], colors="none", hatches=["////"])
     reference = np.zeros_like(labels) if scene.reference is None else scene.reference[index][box]
     for key in np.unique(reference[reference > 0]):
-        lines = _edges(reference == key) * (right, down)
+        lines = voxel_edges(reference == key) * (right, down)
         colour = rgb(scene.label_map, scene.label_map.names[int(key)])
         axes.add_collection(LineCollection(list(lines), colors=[colour], linewidths=1.4, capstyle="round"))
 
 
-def _edges(mask: np.ndarray) -> np.ndarray:
+def voxel_edges(mask: np.ndarray) -> np.ndarray:
     """Returns the voxel edges around a 2D mask, `(N, 2, 2)`: two corners (column, row), in voxels.
 
-    >>> _edges(np.array([[True]])).tolist()
+    >>> voxel_edges(np.array([[True]])).tolist()
     [[[0, 0], [0, 1]], [[1, 0], [1, 1]], [[0, 0], [1, 0]], [[0, 1], [1, 1]]]
     """
     padded = np.pad(mask, 1)
@@ -201,7 +202,8 @@ def _edges(mask: np.ndarray) -> np.ndarray:
     return np.concatenate([np.stack([upright, upright + (0, 1)], axis=1), np.stack([level, level + (1, 0)], axis=1)])
 
 
-def _draw_borders(axes: Axes, width: float, height: float, view: str) -> None:
+def draw_borders(axes: Axes, width: float, height: float, view: str) -> None:
+    """Draws a scale bar and, if a view is given, the letters of the sides on a slice of `width` times `height` mm."""
     axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[], aspect="equal", facecolor="black")
     style: dict[str, Any] = {"color": "white", "path_effects": _HALO}
     sides = [(0.015, 0.5, "left", "center"), (0.985, 0.5, "right", "center")]

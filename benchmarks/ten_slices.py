@@ -1,0 +1,138 @@
+"""Ten labelled slices of one scan: the latent network against a plain U-Net and interpolation between the slices.
+
+    python benchmarks/ten_slices.py simulate --data FOLDER/visible_human -o OUT [--muscle NAME] [--spacing 1 1 5]
+    python benchmarks/ten_slices.py take --scan FILE --labels FILE -o OUT [--slices 10] [--axis 2]
+    python benchmarks/ten_slices.py table OUT [RUN_labels/scan.nii.gz ...]
+
+`simulate` writes one scan of the left leg of the Visible Human man (`scan.nii.gz`), cut to the muscle and `FIELD_MM`
+beyond both its ends, its labels (`truth.nii.gz`), and those of ten slices at equal distances from the muscle's first
+slice to its last (`slices.nii.gz`), all others empty. The anatomy is real; the image is painted from the labels by the
+phantom's intensity model (`legs.py`), in which all muscles look alike but for their borders. `take` does the same with
+a real scan whose slices are all labelled.
+
+`table` measures label files of whole scans against the truth, as means over the structures: 3D Dice of the whole scan;
+3D and mean 2D Dice of the slices that nobody drew; the distance between the surfaces; the error of the volume. The rows
+called interpolation are made here: from the ten slices, and from the eight of them that networks train on.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from legs import FIELD_MM, PAINTED, make_body, world_edges  # the script beside this one
+from tfmuscle.files import write_json
+from tfmuscle.interpolation import interpolate_slices
+from tfmuscle.io import read_label_image, read_volume, write_volume
+from tfmuscle.io.label_tables import names_of, read_label_table
+from tfmuscle.labelled_slices import find_slices, only
+from tfmuscle.labels import LabelMap, distinct
+from tfmuscle.metrics import METRICS, surface_distances
+from tfmuscle.phantom import image_from_labels
+from tfmuscle.preprocessing.grid import resample_labels
+from tfmuscle.volume import Volume
+
+IGNORE = 255
+
+
+def simulate(chosen: argparse.Namespace) -> None:
+    """Writes scan, truth and slices of one muscle."""
+    body, key = make_body(chosen.data, "VHM").labels, PAINTED.id_of(f"{chosen.muscle}_left")
+    edges = world_edges(body, [key])
+    leg = world_edges(body, [k for k in PAINTED.ids[1:] if PAINTED.names[k].endswith("_left")])
+    low, high = (np.array([*leg[end, :2], edges[end, 2]]) for end in (0, 1))
+    start = np.floor(body.geometry.index(low - FIELD_MM)).astype(int)
+    stop = np.ceil(body.geometry.index(high + FIELD_MM)).astype(int)
+    shown = resample_labels(body, body.geometry.cropped(tuple(start), tuple(stop - start + 1)).resampled(chosen.spacing))
+    image = image_from_labels(shown, PAINTED, contrast="t1", seed=chosen.seed)
+    truth = shown.with_array((shown.array == key).astype(np.uint8))
+    write(chosen, image.with_array(np.rint(image.array).astype(np.int16)), truth, LabelMap({1: chosen.muscle}), axis=2)
+
+
+def take(chosen: argparse.Namespace) -> None:
+    """Writes the same of a real scan."""
+    table = read_label_table(chosen.names) if chosen.names else names_of(chosen.labels)
+    write(chosen, read_volume(chosen.scan), read_label_image(chosen.labels), table, axis=chosen.axis)
+
+
+def write(chosen: argparse.Namespace, scan: Volume, truth: Volume, label_map: LabelMap, *, axis: int) -> None:
+    """Writes a scan, its labels and those of some slices."""
+    others = tuple(other for other in range(3) if other != axis)
+    present = np.flatnonzero(truth.array.any(axis=others))
+    drawn = np.rint(np.linspace(present[0], present[-1], chosen.slices)).astype(int)
+    few = np.zeros_like(truth.array)
+    np.moveaxis(few, axis, 0)[drawn] = np.moveaxis(truth.array, axis, 0)[drawn]
+    chosen.output.mkdir(parents=True, exist_ok=True)
+    for name, volume in (("scan", scan), ("truth", truth), ("slices", truth.with_array(few))):
+        write_volume(chosen.output / f"{name}.nii.gz", volume)
+    write_json(chosen.output / "dataset.json", {"labels": label_map.to_dict()})
+    write_json(chosen.output / "drawn.json", {"axis": axis, "slices": drawn.tolist()})
+    size = np.count_nonzero(truth.array) * truth.geometry.voxel_volume_ml
+    print(f"{truth.geometry.shape} voxels, {len(label_map.structures)} structures of {size:.0f} ml, slices {drawn.tolist()}")
+
+
+def table(chosen: argparse.Namespace) -> None:
+    """Prints one row for every label file."""
+    truth, few = (read_label_image(chosen.folder / f"{name}.nii.gz") for name in ("truth", "slices"))
+    label_map = names_of(chosen.folder / "truth.nii.gz") or LabelMap({1: "muscle"})
+    slices = find_slices(few, label_map, axis=chosen.axis)
+    training = tuple(index for index in slices.indices if index not in slices.validating())
+    rows = {}
+    for called, indices in (("ten", slices.indices), ("eight", training)):
+        some = only(few, slices, indices, IGNORE)
+        some = some.with_array(np.where(some.array == IGNORE, 0, some.array))
+        rows[f"interpolation ({called})"] = interpolate_slices(some, label_map, find_slices(some, label_map, axis=slices.axis))
+    rows |= {path.parent.name: read_label_image(path) for path in chosen.labels}
+    free = np.ones(truth.array.shape, bool)
+    np.moveaxis(free, slices.axis, 0)[list(slices.indices)] = False
+    print("| | Dice 3D | undrawn slices: Dice 3D | 2D | surface distance (mm) | volume error (%) |\n|---|---|---|---|---|---|")
+    for called, labels in rows.items():
+        measured = [
+            figures(labels.array == key, truth.array == key, free, truth, slices.axis)
+            for key in distinct(truth.array).tolist()
+            if key
+        ]
+        mean = np.mean(measured, axis=0)
+        print(f"| {called} | " + " | ".join(f"{value:.3f}" for value in mean[:3]) + f" | {mean[3]:.2f} | {mean[4]:+.1f} |")
+
+
+def figures(one: np.ndarray, other: np.ndarray, free: np.ndarray, grid: Volume, axis: int) -> tuple[float, ...]:
+    """Returns the five figures of a structure."""
+    return (
+        METRICS["dice"].function(one, other),
+        METRICS["dice"].function(one, other, mask=free),
+        METRICS["dice_2d_mean"].function(one, other, mask=free, axis=axis),
+        METRICS["assd"].function(surface_distances(one, other, spacing=grid.spacing)),
+        100 * (np.count_nonzero(one) / np.count_nonzero(other) - 1),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parts = parser.add_subparsers(required=True)
+    simulating = parts.add_parser("simulate")
+    simulating.add_argument("--data", type=Path, required=True, help="folder of VHM_Left_labels_1mm.nii.gz and others")
+    simulating.add_argument("--muscle", default="gastrocnemius_medial_head")
+    simulating.add_argument("--spacing", type=float, nargs=3, default=(1.0, 1.0, 5.0), metavar=("X", "Y", "Z"), help="mm")
+    simulating.add_argument("--seed", type=int, default=0)
+    simulating.set_defaults(run=simulate)
+    taking = parts.add_parser("take")
+    taking.add_argument("--scan", type=Path, required=True)
+    taking.add_argument("--labels", type=Path, required=True)
+    taking.add_argument("--names", type=Path, help="label table [the one beside the labels]")
+    taking.add_argument("--axis", type=int, default=2)
+    taking.set_defaults(run=take)
+    for making in (simulating, taking):
+        making.add_argument("-o", "--output", type=Path, required=True)
+        making.add_argument("--slices", type=int, default=10)
+    measuring = parts.add_parser("table")
+    measuring.add_argument("folder", type=Path)
+    measuring.add_argument("labels", type=Path, nargs="*")
+    measuring.add_argument("--axis", type=int)
+    measuring.set_defaults(run=table)
+    chosen = parser.parse_args()
+    chosen.run(chosen)
+
+
+if __name__ == "__main__":
+    main()

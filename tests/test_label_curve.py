@@ -1,0 +1,370 @@
+"""label-curve: the figures by hand, who trains and who tests, going on. Training is stubbed but once; the stub writes
+what `fit` and `predict` leave."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from tfmuscle import models
+from tfmuscle.cli import tfmuscle_group
+from tfmuscle.config import DataSpec, TrainConfig
+from tfmuscle.errors import DataError
+from tfmuscle.evaluation.label_curve import PUBLISHED, curve_table, mean_interval
+from tfmuscle.files import read_json, write_json
+from tfmuscle.folds import person_of
+from tfmuscle.labels import LabelMap
+from tfmuscle.records import RecordIndex
+from tfmuscle.report.label_curve import label_curve_figure, readable_curve
+from tfmuscle.training import supervised, transfer
+from tfmuscle.workflows import label_curve as workflow
+from tfmuscle.workflows import label_curve_plan
+from tfmuscle.workflows.label_curve import label_curve
+from tfmuscle.workflows.label_curve_plan import CurveOptions
+from tfmuscle.workflows.pretraining import plan_pretraining, pretrain
+from tfmuscle.workflows.processes import claimed
+
+LABELS = LabelMap({1: "tibia", 2: "femur"})
+PERSONS = ("p0", "p1", "p2", "p3", "p4", "p5_left", "p5_right")
+OPTIONS = {"filters": 2, "levels": 2, "norm": "batch", "pooling": "max"}
+SMALL = CurveOptions(sizes=(1, 2), seeds=1, test=2, settings={"epochs": 1, "steps": 1, "batch_size": 4})
+
+
+def row(arm, size, seed, subject, dice, structure="femur"):
+    return {
+        "arm": arm, "subjects": size, "seed": seed, "subject_id": subject, "structure": structure, "dice": dice,
+    }  # fmt: skip
+
+
+class TestStatistics:
+    def test_a_curve_by_hand(self):
+        rows = [
+            *(row("ssl", 1, 0, "a", dice, name) for dice, name in ((0.8, "femur"), (0.4, "tibia"))),  # mean 0.6
+            *(row("ssl", 1, 0, f"b_{side}", dice) for dice, side in ((0.9, "left"), (0.7, "right"))),  # one person: 0.8
+            row("ssl", 1, 1, "a", 0.5), row("ssl", 1, 1, "b_left", 0.7),
+            row("random", 1, 0, "a", 0.5), row("random", 1, 0, "b_left", 0.5),
+            row("random", 1, 1, "a", 0.2), row("random", 1, 1, "b_left", 0.6),
+        ]  # fmt: skip
+        (line,) = curve_table(rows)
+        assert (line["subjects"], line["ssl_seeds"], line["random_seeds"], line["persons"]) == (1, 2, 2, 2)
+        assert [line["ssl_seed_0"], line["ssl_seed_1"]] == pytest.approx([0.7, 0.6])
+        assert (line["ssl_mean"], line["random_mean"]) == pytest.approx((0.65, 0.45))
+        assert line["ssl_sd"] == pytest.approx(0.1 / math.sqrt(2))
+        # a: (0.1 + 0.3) / 2 = 0.2; b: (0.3 + 0.1) / 2 = 0.2; seeds: 0.2 and 0.2
+        assert (line["difference"], line["low"], line["high"]) == pytest.approx((0.2, 0.2, 0.2))
+        assert [line["difference_seed_0"], line["difference_seed_1"]] == pytest.approx([0.2, 0.2])
+        assert math.isnan(line["median_low"]) and line["median_difference"] == pytest.approx(0.2)
+
+    def test_the_interval_of_the_mean_is_student_s(self):
+        # sd of 1, 2, 3 is 1; t of 2 degrees of freedom at 97.5 % has the closed form 0.95 sqrt(2 / (1 - 0.95**2))
+        half = 0.95 * math.sqrt(2 / (1 - 0.95**2)) / math.sqrt(3)
+        assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx((2 - half, 2 + half))
+        assert all(map(math.isnan, mean_interval([1.0])))
+
+    def test_pairs_are_of_one_seed_and_one_person(self):
+        rows = [row("ssl", 2, 0, "a", 0.9), row("ssl", 2, 1, "a", 0.1), row("ssl", 2, 0, "only here", 0.0)]
+        (line,) = curve_table([*rows, row("random", 2, 0, "a", 0.8)])
+        assert line["difference"] == pytest.approx(0.1)  # seed 1 has no rival, nor has the other person
+        assert line["persons"] == 1 and math.isnan(line["low"]) and math.isnan(line["difference_seed_1"])
+        assert line["ssl_mean"] == pytest.approx((0.45 + 0.1) / 2) and math.isnan(line["random_sd"])
+
+    def test_what_is_undefined_is_nan_and_sizes_are_in_order(self):
+        lines = curve_table([row("random", 10, 0, "a", 0.0), row("ssl", 2, 0, "a", math.nan)])
+        assert [line["subjects"] for line in lines] == [2, 10]
+        for name in ("ssl_mean", "random_mean", "difference", "low", "median_difference"):
+            assert math.isnan(lines[0][name])
+        assert lines[1]["random_mean"] == 0.0 and lines[1]["ssl_seeds"] == 0
+        assert curve_table([]) == []
+
+    def test_the_figure_has_the_published_points_as_open_markers(self):
+        assert PUBLISHED == {"ssl": {1: 0.631, 40: 0.927}, "random": {1: 0.530, 40: 0.924}}
+        rows = [row(arm, size, 0, "a", 0.5) for arm in ("ssl", "random") for size in (1, 5)]
+        rows += [row("ssl", 10, 0, "a", 0.5)]
+        above, below = label_curve_figure(curve_table(rows), published=PUBLISHED).axes
+        open_ones = [line for line in above.lines if line.get_markerfacecolor() == "none"]
+        assert [list(line.get_ydata()) for line in open_ones] == [[0.631, 0.927], [0.530, 0.924]]
+        assert all("published, other data" in line.get_label() for line in open_ones)
+        assert [text.get_text() for text in below.get_xticklabels()] == ["1", "5", "10", "40"]
+        text = readable_curve(curve_table(rows), published=PUBLISHED)
+        assert text[0]["published, other data"] == "0.631 and 0.530" and text[1]["published, other data"] == "–"
+        assert text[2]["difference"] == "–" and text[2]["random start, Dice"] == "–"
+
+
+class TestSubjects:
+    ENTRIES = tuple(
+        {"subject_id": name, "fold": fold, "status": "ok", "samples": 3, "file": ""}
+        for name, fold in zip((*PERSONS, "t0"), (0, 0, 0, 0, 1, 0, 0, -1), strict=True)
+    )
+
+    def split(self, **changes):
+        spec = DataSpec(LABELS, folds=2)
+        return supervised._split(RecordIndex(Path("r"), self.ENTRIES), spec, TrainConfig(fold=1, **changes))
+
+    @pytest.mark.parametrize("seed", [0, 1, 2])
+    def test_fewer_are_always_among_more(self, seed):
+        before = set()
+        for number in range(1, 6):
+            split = self.split(subjects=number, seed=seed)
+            now = set(split["train"])
+            assert before < now and len(set(map(person_of, now))) == number
+            assert len({"p5_left", "p5_right"} & now) in (0, 2)  # both legs of a person, or none
+            assert now.isdisjoint(split["unused"]) and len(now) + len(split["unused"]) == 6
+            assert (split["validation"], split["test"]) == (["p4"], ["t0"])
+            before = now
+        assert before == set(self.split()["train"]) and "unused" not in self.split()
+
+    def test_another_seed_is_another_order(self):
+        assert len({tuple(self.split(subjects=1, seed=seed)["train"]) for seed in range(8)}) > 1
+
+    def test_too_many_are_refused(self):
+        with pytest.raises(ValueError, match="subjects is 6; there are 5 persons to train on"):
+            self.split(subjects=6)
+        with pytest.raises(ValueError, match="subjects is -1; a number of persons is needed, or 0 for all"):
+            TrainConfig(subjects=-1)
+
+    def test_settings_of_older_runs_are_the_same_as_ever(self, tmp_path):
+        assert "subjects" not in TrainConfig().to_dict()
+        few = TrainConfig(subjects=3)
+        few.save(tmp_path / "train.json")
+        assert TrainConfig.load(tmp_path / "train.json") == few
+        TrainConfig().save(tmp_path / "train.json")
+        assert TrainConfig.load(tmp_path / "train.json").subjects == 0
+
+
+def write_scans(folder, names):
+    """Noise with two bright boxes, 12 slices of 12 x 12 voxels; labels beside them."""
+    array = np.zeros((12, 12, 12), np.uint8)
+    array[1:5, 1:5, 2:6], array[7:9, 7:9, 2:10] = 1, 2
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+    for number, name in enumerate(names):
+        noise = np.random.default_rng(number).normal(100, 10, array.shape).astype(np.float32)
+        nib.save(nib.Nifti1Image(noise + 50 * array, np.eye(4)), folder / "imagesTr" / f"{name}_0000.nii.gz")
+        nib.save(nib.Nifti1Image(array, np.eye(4)), folder / "labelsTr" / f"{name}.nii.gz")
+    about = {"channel_names": {"0": "T1"}, "labels": LABELS.to_dict(), "file_ending": ".nii.gz"}
+    write_json(folder / "dataset.json", {"name": folder.name, "numTraining": len(names), **about})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Seven legs of six persons."""
+    return write_scans(tmp_path_factory.mktemp("data") / "legs", PERSONS)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """An encoder that learned from two other persons."""
+    folder = tmp_path_factory.mktemp("encoder")
+    scans = write_scans(folder / "unlabelled", ("u0", "u1"))
+    training = {"epochs": 1, "batch_size": 8, "model_options": OPTIONS}
+    plan = plan_pretraining(scans, data={"size": (16, 16)}, training=training)
+    return pretrain(scans, folder / "encoder", plan).run
+
+
+def here(function, *arguments, progress=None):
+    """Stands for `run_apart`, in this process."""
+    return function(*arguments, progress=progress)
+
+
+class Stub:
+    """Stands for training and test; remembers what it was asked to train, and measures a Dice that is known."""
+
+    def __init__(self):
+        self.trained, self.fail = [], {}
+
+    def __call__(self, function, *arguments, progress=None):
+        if progress is not None:
+            progress(1, 2, "half")
+        ours = {"train_network": self.train, "measure_network": self.measure, "check_models": lambda wanted: None}
+        return ours.get(function.__name__, function)(*arguments)
+
+    def train(self, records, run, config, start):
+        key = ("random" if start is None else "ssl", config.subjects, config.seed)
+        self.trained.append(key)
+        if error := self.fail.get(key):
+            raise error
+        write_json(run / "train.json", config.to_dict())
+
+    def measure(self, folder, dataset):
+        subjects = TrainConfig.load(folder / "run" / "train.json").subjects
+        dice = subjects / 10 + (0.1 if folder.name.startswith("ssl") else 0.0)
+        rows = [{"subject_id": name, "structure": "femur", "dice": dice} for name in ("t0", "t1")]
+        write_json(folder / "result.json", {"rows": rows, "failures": {}, "hardware": "two cores"})
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    made = Stub()
+    for module in (workflow, label_curve_plan):
+        monkeypatch.setattr(module, "run_apart", made)
+    return made
+
+
+class TestWorkflow:
+    def test_all_are_trained_once_and_the_figures_are_right(self, dataset, encoder, tmp_path, stub):
+        seen, said = [], []
+        asked = dataclasses.replace(SMALL, seeds=2)
+        result = label_curve(
+            dataset, tmp_path / "o", encoder, asked, progress=lambda *told: seen.append(told), say=said.append
+        )
+        assert not said and stub.trained == [
+            (arm, size, seed) for seed in (0, 1) for size in (1, 2) for arm in ("ssl", "random")
+        ]
+        assert not result.failures and [line["difference"] for line in result.table] == pytest.approx([0.1, 0.1])
+        assert [line["ssl_mean"] for line in result.table] == pytest.approx([0.2, 0.3])
+        told = [one for one in seen if "labelled" in one[2]]
+        assert [done for done, *_ in told] == sorted(done for done, *_ in told) and told[-1][0] == told[-1][1]
+        assert {path.suffix for path in (tmp_path / "o").glob("curve.*")} == {".csv", ".json", ".html", ".png"}
+        page = (tmp_path / "o" / "curve.html").read_text(encoding="utf-8")
+        assert "Casali" in page and str(tmp_path) not in page and str(encoder.parent) not in page
+        about = read_json(tmp_path / "o" / "about.json")
+        assert len(about["order"]["0"]) == 4 and sorted(about["order"]["0"]) == sorted(about["order"]["1"])
+        assert DataSpec.load(tmp_path / "o/records/spec.json").size == (16, 16)  # the encoder's
+        label_curve(dataset, tmp_path / "o", encoder, dataclasses.replace(asked, sizes=(1, 2, 4)))
+        assert [key[1] for key in stub.trained[8:]] == [4] * 4  # more may be asked for; what is done is done
+
+    def test_a_failure_is_reported_and_an_interrupt_goes_on(self, dataset, encoder, tmp_path, stub):
+        stub.fail = {("ssl", 1, 0): DataError("the disk\nis full"), ("random", 2, 0): RuntimeError("Bug: x")}
+        result = label_curve(dataset, tmp_path / "o", encoder, SMALL)
+        assert result.failures == {
+            "ssl, 1 labelled, seed 0": "the disk is full",
+            "random, 2 labelled, seed 0": "Bug: x (see seed_0/random_002/error.txt)",
+        }
+        assert len(stub.trained) == 4 and math.isnan(result.table[0]["difference"])
+        stub.fail = {("ssl", 1, 0): KeyboardInterrupt()}
+        with pytest.raises(KeyboardInterrupt):
+            label_curve(dataset, tmp_path / "o", encoder, SMALL)
+        stub.fail = {}
+        assert not label_curve(dataset, tmp_path / "o", encoder, SMALL).failures
+        assert stub.trained[4:] == [("ssl", 1, 0)] * 2 + [("random", 2, 0)]
+        assert not list((tmp_path / "o").rglob("claim-*")) and not list((tmp_path / "o").rglob("error.txt"))
+
+    def test_a_network_another_process_is_at_is_left_to_it(self, dataset, encoder, tmp_path, stub):
+        (tmp_path / "o").mkdir()
+        label_curve(dataset, tmp_path / "o", encoder, dataclasses.replace(SMALL, sizes=(1,)))
+        with claimed(tmp_path / "o/seed_0/ssl_002"):
+            result = label_curve(dataset, tmp_path / "o", encoder, SMALL)
+        assert list(result.waiting) == ["ssl, 2 labelled, seed 0"] and ("ssl", 2, 0) not in stub.trained
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"sizes": (1, 5)}, "subjects is 5; the pool has 4 persons, and 2 are held out"),
+            ({"sizes": (0,)}, "subjects is 0"),
+            ({"seeds": 0}, "seeds is 0; at least one"),
+            ({"test": 0}, "test is 0; a number of persons"),
+            ({"preset": "demo"}, "preset demo has no pre-training; casali_pcl has"),
+            ({"settings": {"seed": 3}}, "seed is no setting here; seeds decides it"),
+            ({"settings": {"epoch": 3}}, "did you mean 'epochs'"),
+        ],
+    )
+    def test_what_cannot_be_asked_for(self, dataset, encoder, tmp_path, changes, message):
+        with pytest.raises(ValueError, match=message):
+            label_curve(dataset, tmp_path / "o", encoder, dataclasses.replace(SMALL, **changes))
+        assert not (tmp_path / "o").exists()
+
+    def test_a_folder_is_of_one_curve(self, dataset, encoder, tmp_path, stub):
+        label_curve(dataset, tmp_path / "o", encoder, SMALL)
+        for changes, message in (
+            ({"test": 1}, "about.json: the test had other subjects than now"),
+            ({"settings": {"epochs": 2}}, "about.json: settings was .* and is .* now; name another folder"),
+        ):
+            with pytest.raises(DataError, match=message):
+                label_curve(dataset, tmp_path / "o", encoder, dataclasses.replace(SMALL, **changes))
+        (tmp_path / "o/seed_0/ssl_001/result.json").write_text('{"rows": [{}]}', encoding="utf-8")
+        with pytest.raises(DataError, match="result.json: is damaged .*remove it, and the network is tested anew"):
+            label_curve(dataset, tmp_path / "o", encoder, SMALL)
+        (tmp_path / "letters").mkdir()
+        (tmp_path / "letters" / "letter.txt").touch()
+        with pytest.raises(DataError, match="is not empty and holds no label curve"):
+            label_curve(dataset, tmp_path / "letters", encoder, SMALL)
+
+    def test_an_encoder_that_cannot_be_used(self, dataset, encoder, tmp_path, stub):
+        label_curve(dataset, tmp_path / "o", encoder, SMALL)
+        about = read_json(tmp_path / "o" / "about.json")
+        test, pool = about["test"], about["pool"]
+        other = tmp_path / "other"
+        other.mkdir()
+        with pytest.raises(DataError, match="other: holds no best.keras to start from"):
+            label_curve(dataset, tmp_path / "p", other, SMALL)
+        for name in ("best.keras", "spec.json", "train.json"):
+            (other / name).write_bytes((encoder / name).read_bytes())
+        with pytest.raises(DataError, match="other: holds no encoder; give a run folder that 'tfmuscle pretrain' made"):
+            label_curve(dataset, tmp_path / "p", other, SMALL)
+        write_json(other / "pretraining.json", read_json(encoder / "pretraining.json"))
+        with pytest.raises(DataError, match="other: pre-training has not finished"):
+            label_curve(dataset, tmp_path / "p", other, SMALL)
+        write_json(other / "about.json", read_json(encoder / "about.json"))
+        write_json(other / "split.json", {"train": [test[0], pool[0]]})
+        with pytest.raises(DataError, match=f"learned from {test[0]}, whom the test needs.*--leave-out {test[0]}$"):
+            label_curve(dataset, tmp_path / "p", other, SMALL)
+        write_json(other / "split.json", {"train": [f"{person_of(test[0])}_left"]})  # another leg of that person
+        with pytest.raises(DataError, match="whom the test needs"):
+            label_curve(dataset, tmp_path / "p", other, SMALL)
+        assert not (tmp_path / "p").exists()
+        write_json(other / "split.json", {"train": [pool[0]]})
+        said = []
+        label_curve(dataset, tmp_path / "p", other, SMALL, say=said.append)
+        assert said == ["the encoder has seen scans of 1 of the 4 persons of the pool, without their labels"]
+        (other / "best.keras").write_bytes(b"another")
+        with pytest.raises(DataError, match="about.json: encoder was .* and is .* now"):
+            label_curve(dataset, tmp_path / "p", other, SMALL)
+
+    def test_the_command(self, dataset, encoder, tmp_path, stub):
+        words = ["label-curve", "-i", dataset, "-o", tmp_path / "o", "--from", encoder, "-n", 1, "--seeds", 1]
+        words = [str(word) for word in [*words, "--test", 2, "--set", "epochs=1", "--set", "size=[24,24]"]]
+        result = CliRunner().invoke(tfmuscle_group, words)
+        assert result.exit_code == 0, result.output
+        assert "+0.100" in result.output and "Note: " in result.stderr and "size is (16, 16) there" in result.stderr
+        stub.fail = {("ssl", 2, 0): DataError("no memory")}
+        result = CliRunner().invoke(tfmuscle_group, [*words, "-n", "2"])
+        assert result.exit_code == 1 and "Failed: ssl, 2 labelled, seed 0: no memory" in result.stderr
+        result = CliRunner().invoke(tfmuscle_group, [*words, "-n", "9"])
+        assert result.exit_code == 2 and "the pool has 4 persons" in result.stderr
+
+
+def test_real_trainings_and_tests(dataset, encoder, tmp_path, monkeypatch):
+    """One step of training for each of four networks, for real but in this process."""
+    first = {}
+    made = transfer.take_weights
+
+    def take_weights(model, source, **options):
+        found = made(model, source, **options)
+        first["encoder"] = {layer.name: layer.get_weights() for layer in model.layers if layer.weights}
+        return found
+
+    for module in (workflow, label_curve_plan):
+        monkeypatch.setattr(module, "run_apart", here)
+    monkeypatch.setattr(transfer, "take_weights", take_weights)
+    out = tmp_path / "o"
+    result = label_curve(dataset, out, encoder, SMALL)
+    assert not result.failures and [line["subjects"] for line in result.table] == [1, 2]
+    folders = {(arm, size): out / f"seed_0/{arm}_{size:03d}" for arm in ("ssl", "random") for size in (1, 2)}
+    splits = {key: read_json(folder / "run/split.json") for key, folder in folders.items()}
+    test = set(read_json(out / "about.json")["test"])
+    for (arm, size), split in splits.items():
+        assert set(split["test"]) == test and test.isdisjoint(split["train"]) and not split["validation"]
+        assert len(set(map(person_of, split["train"]))) == size
+        assert split == splits["ssl" if arm == "random" else "random", size]
+        assert {one["subject_id"] for one in read_json(folders[arm, size] / "result.json")["rows"]} == test
+        assert (folders[arm, size] / "run/transfer.json").exists() == (arm == "ssl")
+    assert set(splits["ssl", 1]["train"]) < set(splits["ssl", 2]["train"])
+    note = read_json(folders["ssl", 1] / "run/transfer.json")
+    assert note["layers_taken"] and all(name.startswith("encoder") for name in note["layers_taken"])
+    source = models.load(encoder / "best.keras")
+    for name in note["layers_taken"]:
+        for mine, theirs in zip(first["encoder"][name], source.get_layer(name).get_weights(), strict=True):
+            assert np.array_equal(mine, theirs)
+    assert len({(folders[arm, 1] / "run/train.json").read_bytes() for arm in ("ssl", "random")}) == 1  # one recipe
+    content = json.loads((out / "curve.json").read_text(encoding="utf-8"))
+    assert len(content["networks"]) == 4 and content["published"]["dice"]["ssl"]["1"] == 0.631
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
+    again = label_curve(dataset, out, encoder, SMALL)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("result.json")} == times
+    assert str(again.table) == str(result.table)  # NaN is not equal to itself

@@ -1,0 +1,129 @@
+"""Which slices are worth labelling next: where opinions about a scan differ most.
+
+The user has labelled a few slices and can spare the time for a few more. Several *opinions* of the whole scan are
+there: labels of each network that was trained on the slices, and the shapes interpolated between them. Where all agree
+little is to be learnt by drawing; where they differ somebody is wrong.
+
+* `slice_disagreement` measures that in mm² of each slice and structure: the area that one opinion gives to the
+  structure and another does not, as the mean over all pairs of opinions (query by committee: Seung et al., COLT 1992).
+* `choose_slices` takes the worst slice, then lowers the disagreement around it, because a drawn slice will settle its
+  neighbours too, and takes the worst of what is left.
+
+An opinion may be silent about some slices: interpolation knows nothing beyond the drawn ones. It is then left out of
+the pairs. Where fewer than two speak the disagreement is unknown (NaN), not 0, and no slice is suggested.
+
+Rejected: entropy of the probabilities (networks trained on ten slices are sure of themselves also where they are wrong,
+and interpolation has none), and areas relative to the structure (its thin ends would always win).
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tfmuscle.labels import LabelMap
+from tfmuscle.volume import Volume
+
+_TIE = 1e-9
+"""Scores that differ by a smaller share are one score."""
+
+
+@dataclass(frozen=True, eq=False)
+class Opinion:
+    """Labels of a scan by one method.
+
+    Attributes:
+        name: of the method.
+        labels: `(I, J, K)` ids.
+        span: first and last slice of which it speaks; None for all.
+    """
+
+    name: str
+    labels: Volume
+    span: tuple[int, int] | None = None
+
+    def speaks(self, index: int) -> bool:
+        """Whether it has something to say of slice `index`."""
+        return self.span is None or self.span[0] <= index <= self.span[1]
+
+
+def slice_disagreement(opinions: Sequence[Opinion], label_map: LabelMap, axis: int) -> np.ndarray:
+    """Returns by how much opinions differ, mm², `(num_structures, num_slices)`; NaN where fewer than two speak.
+
+    Of n opinions of which k give a pixel to the structure, k (n - k) of all n (n - 1) / 2 pairs differ there.
+
+    Args:
+        opinions: on one grid.
+        label_map: names the structures; all other ids are background.
+        axis: of the arrays, along which slices follow each other.
+
+    Raises:
+        ValueError: no opinion, or different grids.
+    """
+    if not opinions or any(not o.labels.geometry.same_grid(opinions[0].labels.geometry) for o in opinions):
+        raise ValueError("opinions are needed, all on one grid; resample them first")
+    geometry = opinions[0].labels.geometry
+    across = [geometry.affine[:3, other] for other in range(3) if other != axis]
+    area = float(np.linalg.norm(np.cross(*across)))
+    planes = [np.moveaxis(opinion.labels.array, axis, 0) for opinion in opinions]
+    keys = [key for key in label_map.ids if key]
+    found = np.full((len(keys), geometry.shape[axis]), np.nan)
+    for index in range(geometry.shape[axis]):
+        said = [plane[index] for plane, opinion in zip(planes, opinions, strict=True) if opinion.speaks(index)]
+        if len(said) < 2:
+            continue
+        differs = np.any([plane != said[0] for plane in said[1:]], axis=0)
+        open_pixels = np.stack([plane[differs] for plane in said])
+        for row, key in enumerate(keys):
+            votes = np.count_nonzero(open_pixels == key, axis=0)
+            pairs = int((votes * (len(said) - votes)).sum())
+            found[row, index] = area * pairs / (len(said) * (len(said) - 1) / 2)
+    return found
+
+
+def choose_slices(score: np.ndarray, drawn: Iterable[int], count: int) -> tuple[int, ...]:
+    """Returns up to `count` slices to draw next, the most useful first; never a drawn one.
+
+    One after the other the slice of the largest score is taken. Of equal ones it is the slice farthest from what is
+    drawn, then the first. Let it be slice a in the gap between b and c, the nearest slices drawn or taken before (or
+    the places just outside the scan). Then the scores between a and b are multiplied by
+
+        hat(z) * |b - a| / (c - b),    hat(z) = min(1, 2 |z - a| / |b - a|)
+
+    and those between a and c likewise: the hat is 0 at a and 1 from the middle on, where half a gap is left that was a
+    whole one.
+
+    Args:
+        score: of every slice, e.g. disagreement in mm²; NaN for slices that are not to be suggested.
+        drawn: slices that are drawn.
+        count: slices wanted.
+
+    Raises:
+        ValueError: a count below 1, or a drawn slice that is not there.
+
+    >>> choose_slices(np.ones(17), [0, 16], 3)
+    (8, 4, 12)
+    """
+    left = np.array(score, dtype=np.float64)
+    settled = sorted(set(drawn))
+    if count < 1:
+        raise ValueError(f"{count} slices are wanted; ask for 1 at least")
+    if settled and not 0 <= settled[0] <= settled[-1] < len(left):
+        raise ValueError(f"slices {settled} are drawn; there are slices 0 to {len(left) - 1}")
+    left[settled] = np.nan
+    settled = [-1, *settled, len(left)]
+    chosen: list[int] = []
+    while len(chosen) < count and not np.isnan(left).all():
+        best = np.nanmax(left)
+        equal = np.flatnonzero(left >= best - _TIE * abs(best))
+        distance = np.abs(equal[:, np.newaxis] - settled).min(axis=1)
+        taken = int(equal[np.argmax(distance)])
+        before, after = max(s for s in settled if s < taken), min(s for s in settled if s > taken)
+        for end in (before, after):
+            between = np.arange(min(end, taken) + 1, max(end, taken))
+            gap = abs(end - taken)
+            left[between] *= np.minimum(1, 2 * np.abs(between - taken) / gap) * gap / (after - before)
+        left[taken] = np.nan
+        settled.append(taken)
+        chosen.append(taken)
+    return tuple(chosen)

@@ -1,0 +1,235 @@
+"""What a label curve is about, decided before anything is trained: subjects, sizes, samples and settings.
+
+Scans become samples as they did for the encoder, and the encoder's architecture is that of both arms, unless the user
+says otherwise. What was decided is written into the output folder and may not change between calls, but for more sizes
+and seeds; another version of a preset does not change the networks that are left.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tfmuscle.config import DataSpec, TrainConfig
+from tfmuscle.errors import DataError
+from tfmuscle.evaluation.label_curve import ARMS
+from tfmuscle.files import TEMPORARY_PREFIX, read_json, write_json
+from tfmuscle.folds import TEST, assign_folds, person_of, persons_in_order
+from tfmuscle.inference.runs import DONE_FILE, PRETRAINING_FILE, SPEC_FILE
+from tfmuscle.presets import get_preset
+from tfmuscle.subjects import Dataset, read_dataset
+from tfmuscle.training import identify
+from tfmuscle.training.transfer import differences
+from tfmuscle.workflows.data import plan_spec
+from tfmuscle.workflows.fold_jobs import RESULT_FILE, check_models
+from tfmuscle.workflows.learning import plan_training
+from tfmuscle.workflows.pretraining import PRESET
+from tfmuscle.workflows.processes import run_apart
+from tfmuscle.workflows.variants import sort_settings
+
+SIZES = (1, 2, 5, 10, 20, 30, 40)
+"""Numbers of labelled subjects when nobody says which; those the pool is too small for are left out."""
+SEEDS = 3
+TEST_SHARE = 0.2
+"""Share of the persons held out when nobody says how many."""
+ABOUT_FILE = "about.json"
+MADE_BY = "tfmuscle label-curve"
+_NOT_OF_THE_ENCODER = ("label_map", "name", "channels", "folds", "test", "seed", "preset", "scale")
+"""Fields of a `DataSpec` that the encoder's samples do not decide."""
+_GIVEN_OTHERWISE = {"seed": "seeds", "subjects": "sizes"}
+
+
+@dataclass(frozen=True)
+class CurveOptions:
+    """What is asked for.
+
+    Attributes:
+        sizes: numbers of labelled persons; none for those of `SIZES` that the pool allows.
+        seeds: number of seeds, 0 and on.
+        test: persons held out, a count or a share below 1; None for `TEST_SHARE`.
+        preset: a recipe with pre-training.
+        scale: "laptop" cuts it down.
+        settings: fields of `DataSpec`, `TrainConfig` and `Supervised` that go before encoder and preset.
+    """
+
+    sizes: tuple[int, ...] = ()
+    seeds: int = SEEDS
+    test: float | None = None
+    preset: str = PRESET
+    scale: str = "full"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CurveJob:
+    """Everything decided; `config` is the training of both arms but for its seed and number of subjects."""
+
+    dataset: Dataset
+    encoder: Path
+    out: Path
+    options: CurveOptions
+    spec: DataSpec
+    config: TrainConfig
+    test: tuple[str, ...]
+    pool: tuple[str, ...]
+    sizes: tuple[int, ...]
+
+    @property
+    def records(self) -> Path:
+        """Returns the folder of the samples."""
+        return self.out / "records"
+
+    @property
+    def networks(self) -> list["Network"]:
+        """Returns all networks, seed by seed, fewest subjects first."""
+        seeds = range(self.options.seeds)
+        return [Network(self.out, arm, size, seed) for seed in seeds for size in self.sizes for arm in ARMS]
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network: its arm of `ARMS`, number of labelled persons, and seed."""
+
+    out: Path
+    arm: str
+    size: int
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Returns the folder of run, predictions, report and result."""
+        return self.out / f"seed_{self.seed}" / f"{self.arm}_{self.size:03d}"
+
+    @property
+    def name(self) -> str:
+        """Returns what messages call it."""
+        return f"{self.arm}, {self.size} labelled, seed {self.seed}"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it is trained and tested."""
+        return (self.folder / RESULT_FILE).exists()
+
+
+def decide(source: Path, out: Path, encoder: Path, options: CurveOptions) -> CurveJob:
+    """Checks what is asked for, and notes it in the folder, or reads what an earlier call decided."""
+    weights = _check_encoder(encoder)
+    dataset = read_dataset(source)
+    labelled = [subject.subject_id for subject in dataset.subjects if subject.labels is not None]
+    if not labelled:
+        raise DataError(f"{dataset.root}: no subject has labels; networks are trained and tested on labelled scans")
+    spec, config = _plan(dataset, encoder, options)
+    split = assign_folds(labelled, folds=1, test=spec.test, seed=spec.seed)
+    test = tuple(sorted(key for key, fold in split.items() if fold == TEST))
+    pool = tuple(sorted(key for key in split if key not in test))
+    tested = set(map(person_of, test))
+    if seen := [key for key in _learned_from(encoder) if person_of(key) in tested]:
+        leave_out = " ".join(f"--leave-out {key}" for key in seen)
+        raise DataError(
+            f"{encoder}: learned from {', '.join(seen)}, whom the test needs; pre-train again with {leave_out}"
+        )
+    job = CurveJob(dataset, encoder, out, options, spec, config, test, pool, _sizes(options, pool, test))
+    return _claim(job, weights)
+
+
+def _check_encoder(encoder: Path) -> str:
+    """Returns the checksum of an encoder that is complete."""
+    weights = identify(encoder)["weights"]
+    if not (encoder / PRETRAINING_FILE).exists():
+        raise DataError(f"{encoder}: holds no encoder; give a run folder that 'tfmuscle pretrain' made")
+    if not (encoder / DONE_FILE).exists():
+        raise DataError(f"{encoder}: pre-training has not finished; end it with 'tfmuscle pretrain ... --resume'")
+    return weights
+
+
+def _learned_from(encoder: Path) -> list[str]:
+    """Returns the subjects whose scans an encoder has seen."""
+    split = read_json(encoder / "split.json")
+    return sorted(key for part in ("train", "validation") for key in split.get(part, []))
+
+
+def _plan(dataset: Dataset, encoder: Path, options: CurveOptions) -> tuple[DataSpec, TrainConfig]:
+    """Returns how scans become samples and how networks are trained: the user, then the encoder, then the preset."""
+    test = TEST_SHARE if options.test is None else options.test
+    if not 0 < test < math.inf:
+        raise ValueError(f"test is {test!r}; a number of persons, or a share below 1, is needed")
+    if options.seeds < 1:
+        raise ValueError(f"seeds is {options.seeds}; at least one is needed")
+    if not get_preset(options.preset).pretraining:
+        raise ValueError(f"preset {options.preset} has no pre-training; {PRESET} has")
+    data, training, recipe = sort_settings(options.settings)
+    for name in sorted(set(_GIVEN_OTHERWISE) & set(training)):
+        raise ValueError(f"{name} is no setting here; {_GIVEN_OTHERWISE[name]} decides it")
+    known = DataSpec.load(encoder / SPEC_FILE)
+    if len(known.channels) != len(dataset.channels):
+        raise DataError(
+            f"{encoder}: learned from scans with {len(known.channels)} channel(s), {dataset.root} has"
+            f" {len(dataset.channels)}; pre-train on scans like those"
+        )
+    like = {item.name: getattr(known, item.name) for item in dataclasses.fields(DataSpec)}
+    like = {name: value for name, value in like.items() if name not in _NOT_OF_THE_ENCODER}
+    settings = like | data | {"folds": 1, "test": float(test), "seed": 0}
+    recipe_of = {"preset": options.preset, "scale": options.scale}
+    spec = plan_spec(dataset, settings, **recipe_of)
+    return spec, plan_training(training, recipe=recipe, start=encoder, **recipe_of)
+
+
+def _sizes(options: CurveOptions, pool: Sequence[str], test: Sequence[str]) -> tuple[int, ...]:
+    persons = len(persons_in_order(pool))
+    for size in options.sizes:
+        if not 1 <= size <= persons:
+            held_out = len(persons_in_order(test))
+            raise ValueError(f"subjects is {size}; the pool has {persons} persons, and {held_out} are held out")
+    return tuple(sorted(set(options.sizes or [size for size in SIZES if size <= persons])))
+
+
+def _claim(job: CurveJob, weights: str) -> CurveJob:
+    """Notes what the folder is for, or checks that it is for this and takes what was decided then."""
+    asked = json.loads(json.dumps(dict(job.options.settings)))
+    about: dict[str, Any] = {"made_by": MADE_BY, "dataset": job.dataset.name, "encoder": weights}
+    about |= {"preset": job.options.preset, "scale": job.options.scale, "settings": asked}
+    about |= {"test": list(job.test), "pool": list(job.pool)}
+    path = job.out / ABOUT_FILE
+    if job.out.exists() and not job.out.is_dir():
+        raise DataError(f"{job.out}: is a file; name a folder")
+    names = [item.name for item in job.out.iterdir()] if job.out.is_dir() else []
+    if not path.exists() and any(not name.startswith(TEMPORARY_PREFIX) for name in names):
+        raise DataError(f"{job.out}: is not empty and holds no label curve; name another folder")
+    before = read_json(path) if path.exists() else {}
+    if not before:
+        run_apart(check_models, [(job.options.preset, job.spec, job.config)])
+    for key, value in about.items() if before else ():
+        if before.get(key) != value and key in ("test", "pool"):
+            raise DataError(
+                f"{path}: the {key} had other subjects than now; restore the dataset, or name another folder"
+            )
+        if before.get(key) != value:
+            raise DataError(f"{path}: {key} was {before.get(key)!r} and is {value!r} now; name another folder")
+    orders = {str(seed): persons_in_order(job.pool, seed=seed) for seed in range(job.options.seeds)}
+    decided = {"spec": job.spec.to_dict(), "config": job.config.to_dict()}
+    content = decided | before | about | {"order": before.get("order", {}) | orders}
+    if content != before:
+        write_json(path, content)
+    try:
+        spec, config = DataSpec.from_dict(content["spec"]), TrainConfig.from_dict(content["config"])
+    except (KeyError, ValueError) as error:
+        raise DataError(f"{path}: {error}; restore it, or name another folder") from error
+    return dataclasses.replace(job, spec=spec, config=config)
+
+
+def notes_of(job: CurveJob) -> list[str]:
+    """Returns what the user should know before training."""
+    pool, notes = persons_in_order(job.pool), []
+    known = set(pool) & set(map(person_of, _learned_from(job.encoder)))
+    if known:
+        notes.append(
+            f"the encoder has seen scans of {len(known)} of the {len(pool)} persons of the pool, without their labels"
+        )
+    known_by = {"label_map": job.spec.label_map, "channels": job.spec.channels}
+    before = dataclasses.replace(DataSpec.load(job.encoder / SPEC_FILE), **known_by)
+    if unlike := differences(before, job.spec):
+        notes.append(f"{job.encoder} was trained on other samples: {'; '.join(unlike)}")
+    return notes
