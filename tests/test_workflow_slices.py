@@ -121,6 +121,12 @@ def test_slices_on_which_the_muscle_has_ended(source, tmp_path):
     assert index.samples_of("leg_training_slices") == 9
 
 
+def test_another_network_is_not_given_the_options_of_the_latent_one():
+    config = plan_training({"model": "unet2d"}, recipe={}, preset="mehrabi_latent", scale="laptop")
+    assert (config.model, config.model_options, config.epochs) == ("unet2d", {}, 20)
+    assert plan_training({}, recipe={}, preset="mehrabi_latent", scale="laptop").model_options["latent"] == 64
+
+
 def test_what_cannot_be_used(source, tmp_path):
     for preset in ("nnunet_2d", "ni_cascade"):
         with pytest.raises(ValueError, match="learns from whole scans"):

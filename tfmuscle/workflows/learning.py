@@ -41,10 +41,12 @@ def plan_training(
     """
     chosen = get_preset(preset) if preset else None
     values = _over(plan, "training", chosen.training if chosen else {})
-    if "model" in settings and settings["model"] != values.get("model"):
-        values = {key: value for key, value in values.items() if key != "model_options"} | {"model": settings["model"]}
+    laptop = chosen.laptop.get("training", {}) if chosen else {}
+    if "model" in settings and settings["model"] != values.get("model"):  # whose options belong to the preset's model
+        values, laptop = ({key: part[key] for key in part if key != "model_options"} for part in (values, laptop))
+        values["model"] = settings["model"]
     if scale == "laptop":
-        values = reduced_training(values, chosen.laptop.get("training") if chosen else None)
+        values = reduced_training(values, laptop)
     if start is not None and not (Path(start) / "train.json").exists():
         training.identify(Path(start))  # says what is wrong with a folder that is no run
     before = TrainConfig.load(Path(start) / "train.json") if start is not None else None
