@@ -238,17 +238,18 @@ def _number(value: float | None) -> float:
 def _summarise(job: CurveJob, failures: Mapping[str, str], waiting: Mapping[str, str]) -> LabelCurve:
     """Reads what is done, by whomever, and writes tables and picture."""
     with claimed_in_turn(job.out, name="claim-curve"):
-        found = {network: result for network in job.networks if (result := read_network(network.folder)) is not None}
+        read = {network: read_network(network.folder) for network in job.networks}
+        found = {network: content for network, content in read.items() if content is not None}
         failures = dict(failures)
-        for network, result in found.items():
-            failures |= {f"{network.name}, {key}": reason for key, reason in result["failures"].items()}
+        for network, content in found.items():
+            failures |= {f"{network.name}, {key}": reason for key, reason in content["failures"].items()}
         for folder in (job.out, job.dataset.root.parent, job.encoder.parent):
             for shown in (folder, folder.resolve()):  # a page is sent around
                 failures = {key: reason.replace(f"{shown}/", "") for key, reason in failures.items()}
         rows = [
             {"arm": network.arm, "subjects": network.size, "seed": network.seed, **row}
-            for network, result in found.items()
-            for row in result["rows"]
+            for network, content in found.items()
+            for row in content["rows"]
         ]
         left = {name: who for name, who in waiting.items() if name not in {network.name for network in found}}
         result = LabelCurve(tuple(curve_table(rows)), failures, left, _context(job, found), job.out)
@@ -295,6 +296,12 @@ def _write(result: LabelCurve, rows: Sequence[Mapping[str, Any]]) -> None:
     with atomic_path(result.out / "curve.png") as temporary:
         temporary.write_bytes(figure_png(figure))
     problems = {"Failed": result.failures, "In work elsewhere, not in the table": result.waiting}
-    sources = {"published": PUBLISHED, "source": PUBLISHED_SOURCE}
-    sections = label_curve_sections(result.table, figure, context=result.context, problems=problems, **sources)
+    sections = label_curve_sections(
+        result.table,
+        figure,
+        context=result.context,
+        problems=problems,
+        published=PUBLISHED,
+        source=PUBLISHED_SOURCE,
+    )
     write_text(result.out / "curve.html", html_page(f"tfmuscle: label curve{reduced}", sections))

@@ -172,9 +172,9 @@ def _plan(dataset: Dataset, encoder: Path, options: CurveOptions) -> tuple[DataS
     like = {item.name: getattr(known, item.name) for item in dataclasses.fields(DataSpec)}
     like = {name: value for name, value in like.items() if name not in _NOT_OF_THE_ENCODER}
     settings = like | data | {"folds": 1, "test": float(test), "seed": 0}
-    recipe_of = {"preset": options.preset, "scale": options.scale}
-    spec = plan_spec(dataset, settings, **recipe_of)
-    return spec, plan_training(training, recipe=recipe, start=encoder, **recipe_of)
+    preset, scale = options.preset, options.scale
+    spec = plan_spec(dataset, settings, preset=preset, scale=scale)
+    return spec, plan_training(training, recipe=recipe, preset=preset, scale=scale, start=encoder)
 
 
 def _sizes(options: CurveOptions, pool: Sequence[str], test: Sequence[str]) -> tuple[int, ...]:
@@ -228,8 +228,8 @@ def notes_of(job: CurveJob) -> list[str]:
         notes.append(
             f"the encoder has seen scans of {len(known)} of the {len(pool)} persons of the pool, without their labels"
         )
-    known_by = {"label_map": job.spec.label_map, "channels": job.spec.channels}
-    before = dataclasses.replace(DataSpec.load(job.encoder / SPEC_FILE), **known_by)
+    before = DataSpec.load(job.encoder / SPEC_FILE)
+    before = dataclasses.replace(before, label_map=job.spec.label_map, channels=job.spec.channels)
     if unlike := differences(before, job.spec):
         notes.append(f"{job.encoder} was trained on other samples: {'; '.join(unlike)}")
     return notes
