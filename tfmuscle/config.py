@@ -3,7 +3,7 @@
 Each field is declared once, with its help and choices in its metadata; from that line come the default, the JSON key
 and the command-line option. Unknown keys in a file are an error with the nearest name. `DataSpec` is stored as
 `spec.json` beside the records and copied beside the weights, so that prediction needs no settings; `TrainConfig` as
-`train.json` in the run folder; `Cascade` is part of `cascade.json`. Presets (`presets.py`) know their part of them.
+`train.json` in the run folder; `Cascade` is part of `cascade.json`. Presets (`presets/`) know their part of them.
 """
 
 import dataclasses
