@@ -10,7 +10,7 @@ from tfmuscle.errors import DataError
 from tfmuscle.files import read_json, write_json
 from tfmuscle.io import read_volume, write_volume
 from tfmuscle.labels import IGNORE
-from tfmuscle.records import read_index, read_shard
+from tfmuscle.records import load_spec, read_index, read_shard
 from tfmuscle.subjects import read_dataset
 from tfmuscle.volume import Geometry, Volume
 from tfmuscle.workflows import comparing, deciding, fold_jobs, summarising
@@ -116,9 +116,10 @@ def test_slices_are_cross_validated(source, tmp_path, monkeypatch):
 def test_slices_on_which_the_muscle_has_ended(source, tmp_path):
     listed = dataclasses.replace(source, listed=(0, *DRAWN))
     config = plan_training(TINY | {"epochs": 1}, recipe={}, preset="mehrabi_latent", scale="laptop")
-    assert fit_slices(listed, tmp_path / "run", config).slices.empty == (0,)
+    assert fit_slices(listed, tmp_path / "run", config, settings={"kind": "slices"}).slices.empty == (0,)
     index = read_index(tmp_path / "run_records")
     assert index.samples_of("leg_training_slices") == 9
+    assert load_spec(tmp_path / "run_records").input_shape[-1] == 1  # one slice at a time
 
 
 def test_another_network_is_not_given_the_options_of_the_latent_one():

@@ -63,8 +63,8 @@ def slice_disagreement(opinions: Sequence[Opinion], label_map: LabelMap, axis: i
     if not opinions or any(not o.labels.geometry.same_grid(opinions[0].labels.geometry) for o in opinions):
         raise ValueError("opinions are needed, all on one grid; resample them first")
     geometry = opinions[0].labels.geometry
-    across = [geometry.affine[:3, other] for other in range(3) if other != axis]
-    area = float(np.linalg.norm(np.cross(*across)))
+    one, other = (geometry.affine[:3, number] for number in range(3) if number != axis)
+    area = float(np.linalg.norm(np.cross(one, other)))
     planes = [np.moveaxis(opinion.labels.array, axis, 0) for opinion in opinions]
     keys = [key for key in label_map.ids if key]
     found = np.full((len(keys), geometry.shape[axis]), np.nan)

@@ -64,6 +64,7 @@ def demo_command(out: Path) -> None:
     "--from", "start", type=FOLDER, help="run to start from: its architecture, and its weights as far as they fit"
 )
 @slice_options
+@click.option("--stack", type=click.IntRange(1), help="with --labels: slices the network sees at once [default: 5]")
 @click.option("--only", multiple=True, metavar="NETWORK", help="of a cascade: only this group or muscle; repeatable")
 @click.option(
     "--cascade", "cascade", multiple=True, metavar="NAME=VALUE", help="setting of a cascade, e.g. fine_voxels=100000"
@@ -85,9 +86,9 @@ def fit_command(source: Path, run: Path, preset: str | None, scale: str, start: 
     recipe_names = {item.name for item in dataclasses.fields(Supervised)}
     recipe = {key: value for key, value in given(options).items() if key in recipe_names}
     settings = {key: value for key, value in given(options).items() if key not in recipe_names}
-    few = {name: settings.pop(name, None) for name in ("labels", "names", "listed", "axis")}
+    few = {name: settings.pop(name, None) for name in ("labels", "names", "listed", "axis", "stack")}
     if given(few) and (many or few["labels"] is None):
-        raise click.UsageError("--names, --slices and --axis go with --labels, and these with a preset of one network")
+        raise click.UsageError("--names, --slices, --axis and --stack go with --labels, with a preset of one network")
     if many:
         if start is not None or given({key: settings.get(key) for key in ("left_out", "subjects")}):
             raise click.UsageError(f"--from, --left-out and --subjects are for one network; {preset} trains many")

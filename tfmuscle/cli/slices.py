@@ -122,10 +122,12 @@ def fit_few_slices(scan: Path, run: Path, config: Any, options: dict[str, Any], 
     with quiet_start():
         from tfmuscle.workflows.slices import fit_slices
 
-    bar = Bar()
+    bar, stack, settings = Bar(), options["stack"], {}
+    if stack is not None:
+        settings = {"kind": "slices"} if stack == 1 else {"kind": "stacks", "depth": stack}
     try:
-        say = functools.partial(_note, bar)
-        result = checked(fit_slices, _source(scan, options), run, config, resume=resume, progress=bar, say=say)
+        more = {"settings": settings, "progress": bar, "say": functools.partial(_note, bar)}
+        result = checked(fit_slices, _source(scan, options), run, config, resume=resume, **more)
     finally:
         bar.close()
     reduced = " (reduced)" if result.reduced else ""

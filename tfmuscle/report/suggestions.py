@@ -77,11 +77,12 @@ def _draw_curve(axes: Axes, score: np.ndarray, drawn: Sequence[int], chosen: Seq
     axes.plot(list(drawn), [0.0] * len(drawn), "|", color="black", markersize=12, label="labelled", clip_on=False)
     for rank, index in enumerate(chosen, start=1):
         axes.axvline(index, color=_MARK, linewidth=1.2, label="suggested" if rank == 1 else None)
-        axes.annotate(str(rank), (index, top), (3, 0), textcoords="offset points", color=_MARK, weight="bold")
+        side = (-3, "right") if index > 0.95 * len(score) else (3, "left")
+        axes.annotate(str(rank), (index, top), (side[0], 0), ha=side[1], textcoords="offset points", color=_MARK)
     axes.set(xlabel=f"slice {letter}", ylabel="disagreement (mm²)", xlim=(-0.5, len(score) - 0.5))
     axes.set_ylim(0, 1.12 * top)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, loc="upper right")
+    axes.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
 
 
 def _draw_opinions(axes: Axes, image: np.ndarray, labels: Mapping[str, np.ndarray], step: tuple[float, ...]) -> None:
