@@ -30,6 +30,7 @@ from tfmuscle.labels import IGNORE, LabelMap
 from tfmuscle.metrics import METRICS, dice, measure
 from tfmuscle.postprocessing import CLEANING_FILE, Cleaning, choose_cleaning, clean
 from tfmuscle.records import read_index, read_scan
+from tfmuscle.training.callbacks import check_comparable
 from tfmuscle.volume import Geometry, Volume
 from tfmuscle.workflows.building import Progress, build_records
 from tfmuscle.workflows.evaluating import evaluate
@@ -72,6 +73,7 @@ def check_models(wanted: Sequence[tuple[str, DataSpec, TrainConfig]], *, progres
                 options = training.model_options(stage)
                 models.check_spec(stage.model, spec, **options)
                 models.build(stage.model, spec.input_shape, spec.num_classes, **options)
+                check_comparable(stage, num_folds=spec.folds)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{name}: {error}") from error
         if progress is not None:
