@@ -14,9 +14,9 @@ What the method leaves open:
 * *Muscles that lean.* If the outline moves sideways by more than its width, the blend is negative everywhere and the
   muscle is lost; by less, it is pinched. So the two cross-sections are first put upon each other, centroid upon
   centroid, and the blend is put at the centroid in between: sheared shapes keep their shape. Distances are moved by
-  parts of a pixel (linear interpolation); moved by whole pixels they fitted real muscles worse than not moved at all.
-  This is right only if both slices show the same parts; where one of two parts ends, the centroid jumps. So it is done
-  only if the cross-sections overlap more that way than as they were drawn.
+  parts of a pixel (linear interpolation); moved by whole pixels most real muscles came out worse than not moved at
+  all. This is right only if both slices show the same parts; where one of two parts ends, the centroid jumps. So it is
+  done only if the cross-sections overlap more that way than as they were drawn.
 * *Muscles that end.* A drawn slice speaks of all structures. One that is on it and not on the next shrinks evenly and
   ends there: after the share t of the way it is where its distance on the first slice is larger than t times that of
   its deepest pixel. A disc becomes a cone. Where between the two it truly ended nobody knows.

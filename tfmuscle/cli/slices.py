@@ -122,7 +122,8 @@ def fit_few_slices(scan: Path, run: Path, config: Any, options: dict[str, Any], 
     with quiet_start():
         from tfmuscle.workflows.slices import fit_slices
 
-    bar, stack, settings = Bar(), options["stack"], {}
+    bar, stack = Bar(), options["stack"]
+    settings: dict[str, Any] = {}
     if stack is not None:
         settings = {"kind": "slices"} if stack == 1 else {"kind": "stacks", "depth": stack}
     try:
