@@ -27,10 +27,10 @@ def write_part(out: Path, dataset: Dataset, subjects: list[Subject], *, labelled
     with atomic_path(out) as folder:
         entries = {}
         for subject in subjects:
-            entry: dict[str, object] = {"images": []}
-            for number, path in enumerate(subject.images):
-                entry["images"].append(f"imagesTr/{subject.subject_id}_{number:04d}.nii.gz")  # type: ignore[attr-defined]
-                copy(path, folder / f"imagesTr/{subject.subject_id}_{number:04d}.nii.gz")
+            names = [f"imagesTr/{subject.subject_id}_{number:04d}.nii.gz" for number in range(len(subject.images))]
+            for name, path in zip(names, subject.images, strict=True):
+                copy(path, folder / name)
+            entry: dict[str, object] = {"images": names}
             if labelled:
                 entry["label"] = f"labelsTr/{subject.subject_id}.nii.gz"
                 copy(subject.labels, folder / f"labelsTr/{subject.subject_id}.nii.gz")

@@ -19,8 +19,8 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-
 from legs import FIELD_MM, PAINTED, make_body, world_edges  # the script beside this one
+
 from tfmuscle.files import write_json
 from tfmuscle.interpolation import interpolate_slices
 from tfmuscle.io import read_label_image, read_volume, write_volume
@@ -43,7 +43,9 @@ def simulate(chosen: argparse.Namespace) -> None:
     low, high = (np.array([*leg[end, :2], edges[end, 2]]) for end in (0, 1))
     start = np.floor(body.geometry.index(low - FIELD_MM)).astype(int)
     stop = np.ceil(body.geometry.index(high + FIELD_MM)).astype(int)
-    shown = resample_labels(body, body.geometry.cropped(tuple(start), tuple(stop - start + 1)).resampled(chosen.spacing))
+    shown = resample_labels(
+        body, body.geometry.cropped(tuple(start), tuple(stop - start + 1)).resampled(chosen.spacing)
+    )
     image = image_from_labels(shown, PAINTED, contrast="t1", seed=chosen.seed)
     truth = shown.with_array((shown.array == key).astype(np.uint8))
     write(chosen, image.with_array(np.rint(image.array).astype(np.int16)), truth, LabelMap({1: chosen.muscle}), axis=2)
@@ -68,7 +70,9 @@ def write(chosen: argparse.Namespace, scan: Volume, truth: Volume, label_map: La
     write_json(chosen.output / "dataset.json", {"labels": label_map.to_dict()})
     write_json(chosen.output / "drawn.json", {"axis": axis, "slices": drawn.tolist()})
     size = np.count_nonzero(truth.array) * truth.geometry.voxel_volume_ml
-    print(f"{truth.geometry.shape} voxels, {len(label_map.structures)} structures of {size:.0f} ml, slices {drawn.tolist()}")
+    print(
+        f"{truth.geometry.shape} voxels, {len(label_map.structures)} structures, {size:.0f} ml, slices {drawn.tolist()}"
+    )
 
 
 def table(chosen: argparse.Namespace) -> None:
@@ -81,11 +85,16 @@ def table(chosen: argparse.Namespace) -> None:
     for called, indices in (("ten", slices.indices), ("eight", training)):
         some = only(few, slices, indices, IGNORE)
         some = some.with_array(np.where(some.array == IGNORE, 0, some.array))
-        rows[f"interpolation ({called})"] = interpolate_slices(some, label_map, find_slices(some, label_map, axis=slices.axis))
+        rows[f"interpolation ({called})"] = interpolate_slices(
+            some, label_map, find_slices(some, label_map, axis=slices.axis)
+        )
     rows |= {path.parent.name: read_label_image(path) for path in chosen.labels}
     free = np.ones(truth.array.shape, bool)
     np.moveaxis(free, slices.axis, 0)[list(slices.indices)] = False
-    print("| | Dice 3D | undrawn slices: Dice 3D | 2D | surface distance (mm) | volume error (%) |\n|---|---|---|---|---|---|")
+    print(
+        "| | Dice 3D | undrawn slices: Dice 3D | 2D | surface distance (mm) | volume error (%) |\n"
+        "|---|---|---|---|---|---|"
+    )
     for called, labels in rows.items():
         measured = [
             figures(labels.array == key, truth.array == key, free, truth, slices.axis)
@@ -93,7 +102,9 @@ def table(chosen: argparse.Namespace) -> None:
             if key
         ]
         mean = np.mean(measured, axis=0)
-        print(f"| {called} | " + " | ".join(f"{value:.3f}" for value in mean[:3]) + f" | {mean[3]:.2f} | {mean[4]:+.1f} |")
+        print(
+            f"| {called} | " + " | ".join(f"{value:.3f}" for value in mean[:3]) + f" | {mean[3]:.2f} | {mean[4]:+.1f} |"
+        )
 
 
 def figures(one: np.ndarray, other: np.ndarray, free: np.ndarray, grid: Volume, axis: int) -> tuple[float, ...]:
@@ -113,7 +124,9 @@ def main() -> None:
     simulating = parts.add_parser("simulate")
     simulating.add_argument("--data", type=Path, required=True, help="folder of VHM_Left_labels_1mm.nii.gz and others")
     simulating.add_argument("--muscle", default="gastrocnemius_medial_head")
-    simulating.add_argument("--spacing", type=float, nargs=3, default=(1.0, 1.0, 5.0), metavar=("X", "Y", "Z"), help="mm")
+    simulating.add_argument(
+        "--spacing", type=float, nargs=3, default=(1.0, 1.0, 5.0), metavar=("X", "Y", "Z"), help="mm"
+    )
     simulating.add_argument("--seed", type=int, default=0)
     simulating.set_defaults(run=simulate)
     taking = parts.add_parser("take")
