@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -73,6 +74,11 @@ class TestStatistics:
         assert line["persons"] == 1 and math.isnan(line["low"]) and math.isnan(line["difference_seed_1"])
         assert line["ssl_mean"] == pytest.approx((0.45 + 0.1) / 2) and math.isnan(line["random_sd"])
 
+    def test_a_structure_that_neither_has_is_left_out(self):
+        rows = [row("ssl", 1, 0, "a", dice, name) for name, dice in (("femur", 0.4), ("tibia", 1.0), ("fibula", 0.0))]
+        rows[1]["note"], rows[2]["note"] = "both empty", "prediction empty"
+        assert curve_table(rows)[0]["ssl_mean"] == pytest.approx(0.2)  # femur and fibula
+
     def test_what_is_undefined_is_nan_and_sizes_are_in_order(self):
         lines = curve_table([row("random", 10, 0, "a", 0.0), row("ssl", 2, 0, "a", math.nan)])
         assert [line["subjects"] for line in lines] == [2, 10]
@@ -120,6 +126,14 @@ class TestSubjects:
 
     def test_another_seed_is_another_order(self):
         assert len({tuple(self.split(subjects=1, seed=seed)["train"]) for seed in range(8)}) > 1
+
+    def test_persons_without_a_labelled_sample_are_not_counted(self):
+        entries = tuple(one | {"samples": 3 * (one["subject_id"] not in ("p1", "p5_left"))} for one in self.ENTRIES)
+        index, spec = RecordIndex(Path("r"), entries), DataSpec(LABELS, folds=2)
+        split = supervised._split(index, spec, TrainConfig(fold=1, subjects=4))  # p0, p2, p3 and p5 for a right leg
+        assert "p1" in split["unused"] and "p5_left" in split["train"]
+        with pytest.raises(ValueError, match="subjects is 5; there are 4 persons to train on"):
+            supervised._split(index, spec, TrainConfig(fold=1, subjects=5))
 
     def test_too_many_are_refused(self):
         with pytest.raises(ValueError, match="subjects is 6; there are 5 persons to train on"):
@@ -176,7 +190,7 @@ class Stub:
     """Stands for training and test; remembers what it was asked to train, and measures a Dice that is known."""
 
     def __init__(self):
-        self.trained, self.fail = [], {}
+        self.trained, self.fail, self.failures = [], {}, {}
 
     def __call__(self, function, *arguments, progress=None):
         if progress is not None:
@@ -195,7 +209,7 @@ class Stub:
         subjects = TrainConfig.load(folder / "run" / "train.json").subjects
         dice = subjects / 10 + (0.1 if folder.name.startswith("ssl") else 0.0)
         rows = [{"subject_id": name, "structure": "femur", "dice": dice} for name in ("t0", "t1")]
-        write_json(folder / "result.json", {"rows": rows, "failures": {}, "hardware": "two cores"})
+        write_json(folder / "result.json", {"rows": rows, "failures": self.failures, "hardware": "two cores"})
 
 
 @pytest.fixture
@@ -204,6 +218,18 @@ def stub(monkeypatch):
     for module in (workflow, label_curve_plan):
         monkeypatch.setattr(module, "run_apart", made)
     return made
+
+
+def test_a_threshold_that_is_not_used_is_refused(dataset):
+    with pytest.raises(ValueError, match="threshold is 0.2, which method gcl does not use; leave it out, or use pcl"):
+        plan_pretraining(dataset, method={"method": "gcl", "threshold": 0.2})
+
+
+def test_only_the_start_of_a_path_is_left_out(tmp_path):
+    data, job = SimpleNamespace(root=Path("data/legs")), label_curve_plan.CurveJob
+    job = job(data, Path("encoder"), tmp_path / "o", SMALL, None, None, (), (), ())
+    told = {"a": f"{tmp_path}/o/x.json: x{tmp_path}/o/y, data/legs/z and mydata/legs ./w"}
+    assert workflow._shortened(job, told) == {"a": f"x.json: x{tmp_path}/o/y, legs/z and mydata/legs ./w"}
 
 
 class TestWorkflow:
@@ -228,14 +254,44 @@ class TestWorkflow:
         assert DataSpec.load(tmp_path / "o/records/spec.json").size == (16, 16)  # the encoder's
         label_curve(dataset, tmp_path / "o", encoder, dataclasses.replace(asked, sizes=(1, 2, 4)))
         assert [key[1] for key in stub.trained[8:]] == [4] * 4  # more may be asked for; what is done is done
+        result = label_curve(dataset, tmp_path / "o", encoder, dataclasses.replace(SMALL, sizes=(2,)))
+        assert [line["subjects"] for line in result.table] == [1, 2, 4] and "ssl_seed_1" in result.table[0]
+        assert (result.context["seeds"], result.context["networks"]) == ("0, 1", "12 of 12 done")
+
+    def test_a_network_of_which_a_test_scan_failed_is_tested_again(self, dataset, encoder, tmp_path, stub):
+        stub.failures = {"t1": "no memory"}
+        result = label_curve(dataset, tmp_path / "o", encoder, dataclasses.replace(SMALL, sizes=(1,)))
+        assert result.failures["ssl, 1 labelled, seed 0, t1"] == "no memory"
+        assert result.context["networks"] == "0 of 2 done"
+        stub.failures = {}
+        result = label_curve(dataset, tmp_path / "o", encoder, dataclasses.replace(SMALL, sizes=(1,)))
+        assert not result.failures and result.context["networks"] == "2 of 2 done"
+
+    def test_subjects_that_cannot_be_used_are_in_neither_test_nor_pool(self, encoder, tmp_path, stub):
+        data = write_scans(tmp_path / "legs", (*PERSONS, "x0", "x1"))
+        (data / "labelsTr/x0.nii.gz").unlink()  # x1 has no labels that can be read
+        (data / "labelsTr/x1.nii.gz").write_bytes(b"damaged")
+        asked = dataclasses.replace(SMALL, sizes=(5,), test=2)
+        with pytest.raises(ValueError, match="subjects is 5; the pool has 4 persons, and 2 are held out"):
+            label_curve(data, tmp_path / "o", encoder, asked)
+        assert not stub.trained
+        result = label_curve(data, tmp_path / "o", encoder, dataclasses.replace(asked, sizes=(1,)))
+        assert list(result.failures) == ["x1, records"] and "4 labelled persons in the pool" in result.context["data"]
+        assert "x1" not in read_json(tmp_path / "o/about.json")["order"]["0"]
+        scan = data / "imagesTr/p0_0000.nii.gz"
+        scan.write_bytes((data / "imagesTr/p1_0000.nii.gz").read_bytes())
+        with pytest.raises(DataError, match="files of 1 subjects have changed .*, e.g. those of p0; name another"):
+            label_curve(data, tmp_path / "o", encoder, asked)
 
     def test_a_failure_is_reported_and_an_interrupt_goes_on(self, dataset, encoder, tmp_path, stub):
         stub.fail = {("ssl", 1, 0): DataError("the disk\nis full"), ("random", 2, 0): RuntimeError("Bug: x")}
         result = label_curve(dataset, tmp_path / "o", encoder, SMALL)
         assert result.failures == {
             "ssl, 1 labelled, seed 0": "the disk is full",
-            "random, 2 labelled, seed 0": "Bug: x (see seed_0/random_002/error.txt)",
+            "random, 2 labelled, seed 0": f"Bug: x (see {tmp_path / 'o/seed_0/random_002/error.txt'})",
         }
+        page = (tmp_path / "o" / "curve.html").read_text(encoding="utf-8")
+        assert "(see seed_0/random_002/error.txt)" in page and str(tmp_path) not in page
         assert len(stub.trained) == 4 and math.isnan(result.table[0]["difference"])
         stub.fail = {("ssl", 1, 0): KeyboardInterrupt()}
         with pytest.raises(KeyboardInterrupt):
@@ -260,7 +316,12 @@ class TestWorkflow:
             ({"seeds": 0}, "seeds is 0; at least one"),
             ({"test": 0}, "test is 0; a number of persons"),
             ({"preset": "demo"}, "preset demo has no pre-training; casali_pcl has"),
-            ({"settings": {"seed": 3}}, "seed is no setting here; seeds decides it"),
+            ({"test": 50}, r"test is 50; there are 6 labelled persons.*hold out fewer \(--test\)"),
+            ({"test": 1.5}, "test is 1.5; a number of persons"),
+            ({"settings": {"seed": 3}}, "seed is no setting here; --seeds decides it"),
+            ({"settings": {"subjects": 3}}, r"subjects is no setting here; -n \(--subjects\) decides it"),
+            ({"settings": {"model": "attention_unet"}}, "model is 'attention_unet', and 'unet' in the encoder; leave"),
+            ({"settings": {"model_options.filters": 4}}, "model_options.filters is 4, and 2 in the encoder"),
             ({"settings": {"epoch": 3}}, "did you mean 'epochs'"),
         ],
     )
@@ -278,8 +339,9 @@ class TestWorkflow:
             with pytest.raises(DataError, match=message):
                 label_curve(dataset, tmp_path / "o", encoder, dataclasses.replace(SMALL, **changes))
         (tmp_path / "o/seed_0/ssl_001/result.json").write_text('{"rows": [{}]}', encoding="utf-8")
-        with pytest.raises(DataError, match="result.json: is damaged .*remove it, and the network is tested anew"):
-            label_curve(dataset, tmp_path / "o", encoder, SMALL)
+        result = label_curve(dataset, tmp_path / "o", encoder, SMALL)
+        assert "is damaged ('subject_id'); remove it" in result.failures["ssl, 1 labelled, seed 0"]
+        assert len(result.table) == 2 and len(stub.trained) == 4  # the others are shown, nothing is trained
         (tmp_path / "letters").mkdir()
         (tmp_path / "letters" / "letter.txt").touch()
         with pytest.raises(DataError, match="is not empty and holds no label curve"):
@@ -302,6 +364,11 @@ class TestWorkflow:
             label_curve(dataset, tmp_path / "p", other, SMALL)
         write_json(other / "about.json", read_json(encoder / "about.json"))
         write_json(other / "split.json", {"train": [test[0], pool[0]]})
+        said = []
+        result = label_curve(dataset, tmp_path / "q", other, SMALL, say=said.append)
+        assert len(said) == 1 and f"these names in unlabelled: {test[0]}; if they are the same scans" in said[0]
+        assert result.context["note"] == said[0]
+        write_json(other / "spec.json", read_json(other / "spec.json") | {"name": "legs", "scale": "laptop"})
         with pytest.raises(DataError, match=f"learned from {test[0]}, whom the test needs.*--leave-out {test[0]}$"):
             label_curve(dataset, tmp_path / "p", other, SMALL)
         write_json(other / "split.json", {"train": [f"{person_of(test[0])}_left"]})  # another leg of that person
@@ -310,7 +377,7 @@ class TestWorkflow:
         assert not (tmp_path / "p").exists()
         write_json(other / "split.json", {"train": [pool[0]]})
         said = []
-        label_curve(dataset, tmp_path / "p", other, SMALL, say=said.append)
+        assert label_curve(dataset, tmp_path / "p", other, SMALL, say=said.append).reduced
         assert said == ["the encoder has seen scans of 1 of the 4 persons of the pool, without their labels"]
         (other / "best.keras").write_bytes(b"another")
         with pytest.raises(DataError, match="about.json: encoder was .* and is .* now"):
@@ -356,6 +423,8 @@ def test_real_trainings_and_tests(dataset, encoder, tmp_path, monkeypatch):
         assert (folders[arm, size] / "run/transfer.json").exists() == (arm == "ssl")
     assert set(splits["ssl", 1]["train"]) < set(splits["ssl", 2]["train"])
     note = read_json(folders["ssl", 1] / "run/transfer.json")
+    assert read_json(folders["ssl", 1] / "result.json")["layers_taken"] == len(note["layers_taken"])
+    assert read_json(folders["random", 1] / "result.json")["layers_taken"] == 0
     assert note["layers_taken"] and all(name.startswith("encoder") for name in note["layers_taken"])
     source = models.load(encoder / "best.keras")
     for name in note["layers_taken"]:

@@ -4,8 +4,9 @@ Networks of both arms were trained on the same subjects with the same seed, and 
 seed decides who is among the first S, and the weights and shuffling of the training.
 
 Each network's figure is the mean over the tested persons (both legs of a person averaged first, for they are not
-independent) of the mean Dice of all structures; a structure that was not found counts 0. Means and sd of an arm are
-over seeds (n - 1).
+independent) of the mean Dice of all structures. A structure that was not found counts 0, and so does one that was found
+where the reference has none; one that neither the reference nor the network has is left out: that they agree says
+nothing of how well it is drawn. Means and sd of an arm are over seeds (n - 1).
 
 The difference is paired by seed and person: for every person the mean over the seeds that both arms have, pre-trained
 minus random. Its interval is over *persons*: Student's t for the mean, and for the median the order statistics of
@@ -26,6 +27,7 @@ from scipy.stats import t as student
 
 from tfmuscle.evaluation.comparison import LEVEL, median_interval, per_person, sd
 from tfmuscle.evaluation.results import mean
+from tfmuscle.metrics import BOTH_EMPTY
 
 ARMS = ("ssl", "random")
 """Encoder pre-trained without labels, and random start."""
@@ -50,7 +52,7 @@ def curve_table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     Args:
         rows: one per network, tested subject and structure: `arm` of `ARMS`, `subjects`, `seed`, `subject_id`,
-            `structure` and `dice`.
+            `structure` and `dice`; `note` says which structures neither reference nor prediction has.
     """
     scores = persons_of_networks(rows)
     seeds = sorted({seed for _, _, seed in scores})
@@ -58,10 +60,11 @@ def curve_table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def persons_of_networks(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int, int], dict[str, float]]:
-    """Returns (arm, number of labelled subjects, seed) -> person -> mean Dice of all structures."""
+    """Returns (arm, number of labelled subjects, seed) -> person -> mean Dice of all structures that there are."""
     networks: dict[tuple[str, int, int], list[Mapping[str, Any]]] = {}
     for row in rows:
-        networks.setdefault((row["arm"], row["subjects"], row["seed"]), []).append(row)
+        if row.get("note") != BOTH_EMPTY:
+            networks.setdefault((row["arm"], row["subjects"], row["seed"]), []).append(row)
     return {key: per_person(own) for key, own in networks.items()}
 
 

@@ -18,13 +18,14 @@ from tfmuscle.report.page import Section
 NAMES = {"ssl": "pre-trained encoder", "random": "random start"}
 """Arm -> name in tables and pictures."""
 _COLOURS, _MARKERS, _SHIFTS = ("#0072b2", "#d55e00"), ("o", "s"), (0.97, 1.03)
-_RULES = """Every network was tested on the same subjects, whom neither it nor the encoder had seen.
+_RULES = """Every network was tested on the same subjects. It had seen none of them, nor had the encoder, by the names.
 Subsets are nested: for each seed the persons of the pool stand in one order, and S labelled subjects are the first S.
 Both networks of a seed and S were trained on the same subjects with the same settings; only the first weights differ.
 Nothing validates: the epoch with the lowest training loss is kept, for both alike.
 An epoch of fewer subjects has fewer steps, unless the setting steps fixes them.
-Dice: mean of all structures of a person (both legs averaged), a structure that was not found counts 0; then the mean
-over persons; then mean ± sd over seeds (n - 1).
+Dice: mean of all structures of a person (both legs averaged); then the mean over persons; then mean ± sd over seeds
+(n - 1). A structure that was not found counts 0, and so does one found where the reference has none; one that neither
+the reference nor the network has is left out.
 Difference: of each person, the mean over seeds, pre-trained - random. Interval: Student's t over persons, 95 %; of the
 median: order statistics, 95 % or more, none below six persons. It is about other persons, given these seeds; what
 depends on who was labelled is seen in the differences of the single seeds.

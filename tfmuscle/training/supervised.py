@@ -188,7 +188,8 @@ def _split(index: RecordIndex, spec: DataSpec, config: TrainConfig) -> dict[str,
     for subject, fold in index.folds.items():
         split[part_of.get(fold, "train")].append(subject)
     if config.subjects:
-        persons = persons_in_order(split["train"], seed=config.seed)
+        labelled = [subject for subject in split["train"] if index.samples_of(subject)]
+        persons = persons_in_order(labelled, seed=config.seed)
         if config.subjects > len(persons):
             raise ValueError(f"subjects is {config.subjects}; there are {len(persons)} persons to train on")
         used = set(persons[: config.subjects])

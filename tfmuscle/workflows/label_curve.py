@@ -5,15 +5,17 @@ test, the others are the pool. For every seed the pool has one order, and S labe
 so that fewer are always among more. For every seed and S one network starts from the encoder ("ssl") and one at random,
 with the same settings, subjects and seed; all are tested on the same persons.
 
-    OUT/about.json               what must not change between calls
+    OUT/about.json               what must not change between calls, the subjects' files included
     OUT/records/                 samples of pool and test, one fold: nothing validates
     OUT/seed_0/ssl_005/          run, predictions, report, result.json (written last: the network is done)
     OUT/curve.csv .json .html .png
 
-The encoder may have seen scans of the pool, but of nobody in the test: that is an error, by the names.
+The encoder may have seen scans of the pool, but of nobody in the test: that is an error, by the names, if it learned
+from the same dataset; where the datasets differ it is told, for only the user knows whether the scans do.
 
-The same call again goes on where the last one was, and more sizes or seeds may be asked for. Several processes may work
-on one folder, as in `comparing.py`. Tables and picture are written whenever a network is done.
+The same call again goes on where the last one was, and more sizes or seeds may be asked for. A network of which a test
+scan failed is tested again, not trained. Several processes may work on one folder, as in `comparing.py`. Tables and
+picture are written whenever a network is done, and hold every network of the folder, whichever call asked for it.
 """
 
 import csv
@@ -21,30 +23,43 @@ import dataclasses
 import functools
 import io
 import math
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tfmuscle.config import TrainConfig
+from tfmuscle.config import DataSpec, TrainConfig
 from tfmuscle.errors import DataError
 from tfmuscle.evaluation.label_curve import ARMS, PUBLISHED, PUBLISHED_SOURCE, curve_table, persons_of_networks
 from tfmuscle.files import atomic_path, provenance, read_json, write_json, write_text
 from tfmuscle.folds import person_of, persons_in_order
-from tfmuscle.inference.runs import DONE_FILE, PRETRAINING_FILE
+from tfmuscle.inference.runs import DONE_FILE, PRETRAINING_FILE, SPEC_FILE
 from tfmuscle.records import INDEX_FILE, read_index
 from tfmuscle.report import figure_png, html_page
 from tfmuscle.report.label_curve import label_curve_figure, label_curve_sections
 from tfmuscle.training.batches import epoch_steps
 from tfmuscle.training.transfer import TRANSFER_FILE
-from tfmuscle.workflows.building import Progress
+from tfmuscle.workflows.building import Progress, build_records
 from tfmuscle.workflows.evaluating import evaluate
-from tfmuscle.workflows.fold_jobs import RESULT_FILE, make_records
-from tfmuscle.workflows.label_curve_plan import CurveJob, CurveOptions, Network, decide, notes_of
+from tfmuscle.workflows.fold_jobs import RESULT_FILE
+from tfmuscle.workflows.label_curve_plan import (
+    CurveJob,
+    CurveOptions,
+    Network,
+    decide,
+    note_of_shared_names,
+    notes_of,
+    settle,
+    tested_networks,
+)
 from tfmuscle.workflows.learning import fit
 from tfmuscle.workflows.predicting import predict
 from tfmuscle.workflows.processes import claimed, claimed_in_turn, run_apart
+
+_NO_RECORDS = "records"
+_ROW_KEYS = ("subject_id", "structure", "dice", "note")
 
 
 @dataclass(frozen=True)
@@ -91,16 +106,17 @@ def label_curve(
         say: called with what the user should know, one sentence each.
 
     Raises:
-        ValueError: an option that cannot be, e.g. more labelled subjects than the pool has; nothing was trained then.
+        ValueError: an option that cannot be, e.g. more labelled subjects than the pool has; nothing is trained then.
         DataError: the dataset or the encoder cannot be used, or `out` holds something else.
     """
     job = decide(Path(source), Path(out), Path(encoder), options or CurveOptions())
     for note in notes_of(job):
         (say or _silent)(note)
-    failures, waiting = _make_records(job, progress), {}
-    networks = [network for network in job.networks if not network.is_done]
-    steps = [sum(_steps(job, network)) for network in networks] if (job.records / INDEX_FILE).exists() else []
-    for place, network in enumerate(networks if steps else ()):
+    job, failures = _make_records(job, progress)
+    waiting: dict[str, str] = {}
+    networks = [network for network in job.networks if not network.is_done and _NO_RECORDS not in failures]
+    steps = [sum(_steps(job, network)) for network in networks]
+    for place, network in enumerate(networks):
         told = _part(progress, sum(steps[:place]), steps[place], sum(steps), network.name)
         with claimed(network.folder) as other:
             if other:
@@ -118,18 +134,19 @@ def _silent(sentence: str) -> None:
     """Says nothing."""
 
 
-def _make_records(job: CurveJob, progress: Progress | None) -> dict[str, str]:
-    """Builds the samples if there are none; returns what failed -> why."""
+def _make_records(job: CurveJob, progress: Progress | None) -> tuple[CurveJob, dict[str, str]]:
+    """Builds the samples if there are none; returns the job with whom they leave, and what failed -> why."""
     if all(network.is_done for network in job.networks) and not job.records.exists():
-        return {}  # records of a finished curve may be thrown away
+        return job, {}  # records of a finished curve may be thrown away
     tell = None if progress is None else functools.partial(_tell, progress)
     try:
         with claimed_in_turn(job.out, name="claim-records", tell=tell):
             if not (job.records / INDEX_FILE).exists():
-                run_apart(make_records, job.dataset.root, job.records, job.spec, 1, None, progress=progress)
-            return {f"{key}, records": reason for key, reason in read_index(job.records).failures.items()}
+                run_apart(build_records, job.dataset, job.records, job.spec, progress=progress)
+            failures = read_index(job.records).failures
+            return settle(job), {f"{key}, records": reason for key, reason in failures.items()}
     except DataError as error:
-        return {"records": " ".join(str(error).split())}
+        return job, {_NO_RECORDS: " ".join(str(error).split())}
 
 
 def _tell(progress: Progress, other: str) -> None:
@@ -200,10 +217,12 @@ def measure_network(folder: Path, dataset: Path, *, progress: Progress | None = 
     about, split = read_json(run / DONE_FILE), read_json(run / "split.json")
     begun = read_json(run / TRANSFER_FILE) if (run / TRANSFER_FILE).exists() else {}
     content = {
-        "rows": [{key: row[key] for key in ("subject_id", "structure", "dice")} for row in measured.rows],
+        "rows": [{key: row[key] for key in _ROW_KEYS} for row in measured.rows],
         "failures": found.failures | measured.failures,
         "trained_on": split["train"],
         "starts_with": begun.get("weights"),
+        "layers_taken": len(begun.get("layers_taken", [])),
+        "layers_new": len(begun.get("layers_new", [])),
         "training_seconds": about["seconds"],
         "kept_epoch": about["best_epoch"],
         "hardware": str(about.get("hardware", "unknown")),
@@ -223,7 +242,8 @@ def read_network(folder: Path) -> dict[str, Any] | None:
     content = read_json(path)
     try:
         rows = [
-            {"subject_id": row["subject_id"], "structure": row["structure"], "dice": _number(row["dice"])}
+            {key: row[key] for key in ("subject_id", "structure")}
+            | {"dice": _number(row["dice"]), "note": str(row.get("note", ""))}
             for row in content["rows"]
         ]
         return content | {"rows": rows, "failures": dict(content["failures"]), "hardware": str(content["hardware"])}
@@ -238,14 +258,16 @@ def _number(value: float | None) -> float:
 def _summarise(job: CurveJob, failures: Mapping[str, str], waiting: Mapping[str, str]) -> LabelCurve:
     """Reads what is done, by whomever, and writes tables and picture."""
     with claimed_in_turn(job.out, name="claim-curve"):
-        read = {network: read_network(network.folder) for network in job.networks}
-        found = {network: content for network, content in read.items() if content is not None}
-        failures = dict(failures)
-        for network, content in found.items():
-            failures |= {f"{network.name}, {key}": reason for key, reason in content["failures"].items()}
-        for folder in (job.out, job.dataset.root.parent, job.encoder.parent):
-            for shown in (folder, folder.resolve()):  # a page is sent around
-                failures = {key: reason.replace(f"{shown}/", "") for key, reason in failures.items()}
+        found, failures = {}, dict(failures)
+        for network in tested_networks(job.out):
+            try:
+                content = read_network(network.folder)
+            except DataError as error:
+                failures[network.name] = " ".join(str(error).split())
+                continue
+            if content is not None:
+                found[network] = content
+                failures |= {f"{network.name}, {key}": reason for key, reason in content["failures"].items()}
         rows = [
             {"arm": network.arm, "subjects": network.size, "seed": network.seed, **row}
             for network, content in found.items()
@@ -253,13 +275,25 @@ def _summarise(job: CurveJob, failures: Mapping[str, str], waiting: Mapping[str,
         ]
         left = {name: who for name, who in waiting.items() if name not in {network.name for network in found}}
         result = LabelCurve(tuple(curve_table(rows)), failures, left, _context(job, found), job.out)
-        _write(result, rows)
+        short = dataclasses.replace(result, failures=_shortened(job, failures), waiting=_shortened(job, left))
+        _write(short, rows)
     return result
+
+
+def _shortened(job: CurveJob, reasons: Mapping[str, str]) -> dict[str, str]:
+    """Returns the reasons without the folders that output, dataset and encoder are in: a page is sent around."""
+    folders = (job.out, job.dataset.root.parent, job.encoder.parent)
+    names = {str(shown) for folder in folders for shown in (folder, folder.resolve()) if shown.name}
+    start = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+    pattern = re.compile(rf"(?<![^\s'\"(\[,;:=])(?:{start})[/\\]")
+    return {key: pattern.sub("", reason) for key, reason in reasons.items()}
 
 
 def _context(job: CurveJob, found: Mapping[Network, Mapping[str, Any]]) -> dict[str, str]:
     pretraining, settings = TrainConfig.load(job.encoder / "train.json"), read_json(job.encoder / PRETRAINING_FILE)
     scans = len(read_json(job.encoder / "split.json")["train"])
+    networks, seeds = {*found, *job.networks}, {*range(job.options.seeds), *(network.seed for network in found)}
+    done = sum(not content["failures"] for content in found.values())
     persons, tested = len(persons_in_order(job.pool)), len(persons_in_order(job.test))
     about = {
         "data": f"{job.dataset.name}: {persons} labelled persons in the pool, {tested} held out for the test",
@@ -267,11 +301,13 @@ def _context(job: CurveJob, found: Mapping[Network, Mapping[str, Any]]) -> dict[
         "model": job.config.model,
         "preset": job.options.preset,
         "epochs": str(job.config.epochs) + (f" of {job.config.steps} steps" if job.config.steps else ""),
-        "seeds": ", ".join(map(str, range(job.options.seeds))),
-        "networks": f"{len(found)} of {len(job.networks)} done",
+        "seeds": ", ".join(map(str, sorted(seeds))),
+        "networks": f"{done} of {len(networks)} done",
         "hardware": ", ".join(sorted({result["hardware"] for result in found.values()})),
     }
-    scales = (job.spec.scale, job.config.scale, pretraining.scale)
+    if note := note_of_shared_names(job):
+        about["note"] = note
+    scales = (job.spec.scale, job.config.scale, pretraining.scale, DataSpec.load(job.encoder / SPEC_FILE).scale)
     return about | {"scale": "reduced (laptop)" if "laptop" in scales else "full"}
 
 

@@ -73,7 +73,7 @@ def plan_pretraining(
 
     Raises:
         DataError: `like` holds no records, or records of volumes.
-        ValueError: a preset without pre-training, or a setting that cannot be.
+        ValueError: a preset without pre-training, a threshold where nothing asks for it, or a setting that cannot be.
     """
     chosen = get_preset(preset)
     if not chosen.pretraining:
@@ -82,19 +82,25 @@ def plan_pretraining(
         spec = load_spec(like)
         if spec.is_volumetric or spec.prior:
             raise DataError(f"{like}: holds {spec.kind}; pre-training is for slices and stacks of scans alone")
-        spec = dataclasses.replace(spec, label_map=LabelMap({}), **dict(data or {}))
+        name = _scans(Path(source), spec.channels)[1]  # whose scans these are, not whose the records are
+        spec = dataclasses.replace(spec, label_map=LabelMap({}), name=name, **dict(data or {}))
     else:
         _, name, channels = _scans(Path(source), None)
         values = dict(chosen.data) | ({"scale": "laptop"} if scale == "laptop" else {})
         if scale == "laptop":
             values = reduced_data(values, chosen.laptop.get("data"))
         spec = DataSpec(LabelMap({}), **values | {"name": name, "channels": channels} | dict(data or {}))
+    settings = Pretraining(**dict(method or {}))
+    if "threshold" in (method or {}) and settings.method != "pcl":
+        raise ValueError(
+            f"threshold is {settings.threshold}, which method {settings.method} does not use; leave it out, or use pcl"
+        )
     own = dict(chosen.pretraining)
     if scale == "laptop":
         own = reduced_training(own, chosen.laptop.get("pretraining"))
     own |= {"preset": preset} | dict(training or {})
     supervised = Supervised(**{"augmentation": "positional", "selection": "loss"} | dict(recipe or {}))
-    return PretrainPlan(spec, TrainConfig(**own | {"recipe": supervised}), Pretraining(**dict(method or {})))
+    return PretrainPlan(spec, TrainConfig(**own | {"recipe": supervised}), settings)
 
 
 def _scans(source: Path, channels: tuple[str, ...] | None) -> tuple[tuple[Subject, ...], str, tuple[str, ...]]:
@@ -174,7 +180,7 @@ def _slices(
         if slices and len(slices) * slices[0].nbytes > LARGEST_BYTES:
             raise DataError(
                 f"{subject.images[0]}: slices of {number} scans take more than {LARGEST_BYTES >> 30} GB of memory; use"
-                " a smaller --size, or fewer scans"
+                " --resize with a smaller --size, a coarser --spacing, or fewer scans"
             )
         if progress is not None:
             progress(number, len(subjects), f"slices of {subject.subject_id}")
