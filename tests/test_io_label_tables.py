@@ -9,6 +9,7 @@ import pytest
 from tfmuscle.errors import DataError
 from tfmuscle.io import case_files, read_label_image, write_volume
 from tfmuscle.io.label_tables import embedded_label_map, plain_name, read_label_table
+from tfmuscle.labels import LabelMap
 from tfmuscle.volume import Geometry, Volume
 
 SNAP = """# ITK-SnAP Label Description File
@@ -40,6 +41,13 @@ def test_the_ignore_id_is_kept(tmp_path):
     assert read_label_table(tmp_path / "dataset.json").ignore == 9
 
 
+def test_the_name_ignore_is_the_ignore_id(tmp_path):
+    """As ITK-SNAP's table has it, which knows no other way to say so."""
+    (tmp_path / "snap.label").write_text(SNAP + '  255   1   2   3   1  1  1  "ignore"\n')
+    table = read_label_table(tmp_path / "snap.label")
+    assert table.ignore == 255 and table.structures == ("vastus_lateralis_left", "rf")
+
+
 BAD = {
     "twice.csv": ("id,name\n1,femur\n1,tibia\n", "there twice"),
     "same.csv": ("id,name\n1,femur\n2,Femur\n", "there twice"),
@@ -47,6 +55,17 @@ BAD = {
     "prose.txt": ("These are my labels.\n", "has no id and name"),
     "open.txt": ("1 'femur\n", "no usable label table"),
     "list.json": ("[1, 2]", "no object"),
+    "deep.json": ("[" * 200_000, "no usable label table"),
+    "wide.csv": ("id,name\n1," + "a" * 200_000 + "\n", "no usable label table"),
+    "nameless.csv": ("id,name\n1,femur\n2,\n", "line 3 gives the id 2 no name"),
+    "short.csv": ("id,name\n1\n", "line 2 gives the id 1 no name"),
+    "number.csv": ("id,name\n1,femur\nx,tibia\n", "line 3 has the id 'x'; a whole number"),
+    "nameless.label": (SNAP + '    8   1   2   3   1  1  1  ""\n', "line 5 gives the id 8 no name"),
+    "seven.label": (SNAP + "    8   1   2   3   1  1  1\n", "line 5 gives the id 8 no name"),
+    "nameless.ctbl": ("9 femur 2 1 1 255\n10 '' 2 1 1 255\n", "line 2 gives the id 10 no name"),
+    "nameless.json": (json.dumps({"labels": {"": 3}}), "the id 3 has no name"),
+    "unknown.csv": ("id,name\n1,femur\n8,ignore\n9,ignore\n", "name 'ignore' is there twice"),
+    "both.csv": ("id,name\n1,ignore\n1,femur\n", "id 1 .* there twice"),
     "cut.json": ('{"labels": {', "no usable label table"),
     "empty.ctbl": ("# nothing\n", "no structure"),
     "binary.label": (b"\xff\xfe\x00\x80", "no usable label table"),
@@ -73,6 +92,24 @@ def test_a_missing_and_an_endless_table(tmp_path):
 def test_plain_names_are_harmless_file_names(text):
     name = plain_name(text)
     assert name and not set(name) & set("/\\. \x00") and plain_name(name) == name
+
+
+CAMEL_CASE = {
+    "SoleusLeft": "soleus_left",
+    "psoasLeft": "psoas_left",
+    "SoleusL": "soleus_l",
+    "LeftSoleus": "left_soleus",
+    "TibialisLeftAnterior": "tibialis_left_anterior",
+    "VastusLateralis": "vastuslateralis",
+    "GluteusMaximusL4": "gluteusmaximusl4",
+    "soleusleft": "soleusleft",
+}
+
+
+@pytest.mark.parametrize("text", CAMEL_CASE)
+def test_sides_of_camel_case_names_stay(text):
+    assert plain_name(text) == CAMEL_CASE[text]
+    assert LabelMap.side(plain_name(text)) == LabelMap.side(text)
 
 
 def test_names_inside_a_nifti_header(tmp_path):

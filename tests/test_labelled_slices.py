@@ -33,8 +33,17 @@ def test_gaps_between_muscles_are_no_gaps_between_slices():
 
 
 def test_without_gaps_it_is_the_slice_axis():
-    assert find_slices(drawn(range(5, 12)), MUSCLE) == LabelledSlices(2, tuple(range(5, 12)), 4.0)
+    assert find_slices(drawn(range(5, 12)), MUSCLE) == LabelledSlices(2, tuple(range(5, 12)), 4.0, is_assumed=True)
     assert find_slices(drawn([7]), MUSCLE).axis == 2
+
+
+def test_what_is_assumed_or_left_out_is_told():
+    (told,) = find_slices(drawn(range(5, 12)), MUSCLE).notes()
+    assert "along axis 2" in told and "--axis names another" in told
+    assert find_slices(drawn(range(5, 12)), MUSCLE, axis=2).notes() == ()
+    assert find_slices(drawn([3, 6, 10]), MUSCLE).notes() == ()
+    listed = find_slices(drawn(range(5, 12)), MUSCLE, listed=[5, 8, 11])
+    assert listed.notes() == (told, "4 labelled slices are not listed, and count as unknown")
 
 
 def test_the_ignore_id_says_that_nobody_looked():
@@ -53,6 +62,10 @@ def test_an_axis_or_slices_may_be_given():
     assert (corrected.indices, corrected.empty, corrected.unlisted[:4]) == ((3, 6, 9), (), (0, 1, 2, 4))
     with pytest.raises(ValueError, match="axis 2 has slices 0 to 29"):
         find_slices(drawn([3, 6]), MUSCLE, listed=[3, 6, 30])
+    with pytest.raises(
+        ValueError, match=r"none of the listed slices \[4, 7\] shows a label; along axis 2 .* are 3, 6,"
+    ):
+        find_slices(drawn([3, 6]), MUSCLE, listed=[4, 7])
     with pytest.raises(ValueError, match="axis is 3"):
         find_slices(drawn([3]), MUSCLE, axis=3)
     with pytest.raises(ValueError, match="nothing is labelled"):

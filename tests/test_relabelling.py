@@ -23,6 +23,7 @@ from tfmuscle.relabelling import (
     standard_name,
     tool_names,
 )
+from tfmuscle.workflows import relabelling
 from tfmuscle.workflows.relabelling import relabel_files
 
 HEADS = {7101: "vastus_lateralis_left", 7111: "vastus_intermedius_left", 7121: "vastus_medialis_left"}
@@ -74,8 +75,7 @@ def test_all_readers_find_the_new_names(thigh, tmp_path):
     result = relabel_files(thigh, out, table=rows, names="musclemap_wholebody")
     expected = LabelMap({1: "quadriceps", 2: "femur_left"}, ignore=3)
     assert result.label_map == names_of(out) == expected
-    snap = read_label_table(tmp_path / "out.label").names
-    assert {key: snap[key] for key in (1, 2, 3)} == {1: "quadriceps", 2: "femur_left", 3: "ignore"}
+    assert read_label_table(tmp_path / "out.label") == expected
 
 
 def test_the_old_names_in_the_header_are_gone(tmp_path):
@@ -91,7 +91,7 @@ def test_rows_for_what_is_not_in_the_file_are_told(tmp_path):
     rows = table(tmp_path, "from,to\n75,femur_left\nfemur_right,femur_right\nhip_left,hip_left\n")
     result = relabel_files(source, tmp_path / "b.nii.gz", table=rows)
     assert result.files["a"].absent == ("femur_right", "hip_left")
-    assert result.label_map.structures == ("femur_left", "femur_right", "hip_left")
+    assert result.label_map.names == {0: "background", 1: "femur_left"}  # what is in no file has no number
     rows = table(tmp_path, "from,to\nfemur_left,femur_left\nfemur_rihgt,femur_right\n")
     with pytest.raises(DataError, match=r"table.csv: names 'femur_rihgt'.*did you mean 'femur_right'"):
         relabel_files(source, tmp_path / "c.nii.gz", table=rows)
@@ -104,8 +104,9 @@ def test_nothing_vanishes_because_a_table_forgot_it(thigh, tmp_path):
     assert not list(tmp_path.glob("out*"))
     result = relabel_files(thigh, tmp_path / "out.nii.gz", table=rows, names="musclemap_wholebody", keep_others=True)
     assert result.label_map.names == {0: "background", 1: "quadriceps", 2: "femur_left", 3: "sartorius_left"}
-    with pytest.raises(DataError, match="names 7111, which is no structure of these labels"):
-        relabel_files(thigh, tmp_path / "b.nii.gz", table=rows, names="musclemap_thigh", keep_others=True)
+    with pytest.raises(DataError, match="names 7112, which is no structure of these labels"):
+        wrong = table(tmp_path, QUADRICEPS + "7112,other\n", "wrong.csv")
+        relabel_files(thigh, tmp_path / "b.nii.gz", table=wrong, names="musclemap_thigh", keep_others=True)
     rows = table(tmp_path, "from,to\nvastus_lateralis_left,quadriceps\n")
     with pytest.raises(DataError, match=r"the ids \[6171, 7101, 7111, 7121, 7141\] have no name; .*--names"):
         relabel_files(thigh, tmp_path / "b.nii.gz", table=rows, names="musclemap_thigh", keep_others=True)
@@ -120,6 +121,21 @@ def test_ids_alone_need_no_names(tmp_path):
     assert read_label_image(tmp_path / "b.nii.gz").array.tolist() == [[[0, 2, 1]]]
     assert result.files["a"].made_of == {"fibula": ("id 3",), "tibia": ("id 9",)}
     assert result.files["a"].absent == ("id 11",)
+
+
+def test_a_number_that_the_names_lack_may_be_a_row(tmp_path):
+    source = write(tmp_path / "a.nii.gz", np.array([[[1, 2, 200]]], np.uint8), {1: "femur_left", 2: "tibia_left"})
+    rows = table(tmp_path, "from,to\n200,patella_left\nfemur_left,femur_left\ntibia_left,\n")
+    result = relabel_files(source, tmp_path / "b.nii.gz", table=rows)
+    assert read_label_image(tmp_path / "b.nii.gz").array.tolist() == [[[2, 0, 1]]]
+    assert result.files["a"].made_of["patella_left"] == ("id 200",)
+
+
+def test_camel_case_sides_of_a_table_file(tmp_path):
+    source = write(tmp_path / "a.nii.gz", np.array([[[1, 2]]], np.uint8))
+    names = table(tmp_path, "id,name\n1,SoleusL\n2,SoleusRight\n", "names.csv")
+    result = relabel_files(source, tmp_path / "b.nii.gz", table="standard", names=names)
+    assert result.label_map.structures == ("soleus_left", "soleus_right")
 
 
 def test_ids_of_another_table(thigh, tmp_path):
@@ -152,6 +168,28 @@ def test_a_folder_shares_one_table_and_a_damaged_file_stops_nothing(tmp_path):
         "one.nii.gz", "two.nii.gz", "predictions.json", "labels.label",
     }  # fmt: skip
     assert [call[0] for call in calls] == sorted(call[0] for call in calls) and len(calls) == 5
+
+
+def test_a_file_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    for name in ("one", "two"):
+        write(tmp_path / "in" / f"{name}.nii.gz", np.ones((1, 1, 2), np.uint8), {1: "femur_left"})
+    real = relabelling.write_volume
+
+    def failing(path, volume):
+        if path.name.startswith(bad):
+            raise DataError(f"{path.name}: the disk is full")
+        real(path, volume)
+
+    monkeypatch.setattr(relabelling, "write_volume", failing)
+    bad = "one"
+    result = relabel_files(tmp_path / "in", tmp_path / "out", table="standard")
+    assert result.failures == {"one": "one.nii.gz: the disk is full"} and set(result.files) == {"two"}
+    assert {path.name for path in (tmp_path / "out").glob("*.nii.gz")} == {"two.nii.gz"}
+    bad = ""
+    with pytest.raises(DataError, match="one.nii.gz: the disk is full"):
+        relabel_files(tmp_path / "in", tmp_path / "none", table="standard")
+    assert not (tmp_path / "none").exists()
 
 
 def test_corrections_are_not_written_over(thigh, tmp_path):
@@ -202,7 +240,9 @@ BAD = {
     "from,to\na,b\nA,c\n": "'A' is there twice",
     "from,to\na\n": "line 2 has not 2 cells",
     "from,to\na,b,c\n": "line 2 has not 2 cells",
-    "from,to\na,background\n": "leave its 'to' empty",
+    "from,to\na,background\n": "line 2 calls a structure 'background'; leave its 'to' empty .* ignore",
+    "from,to\na,Clear Label\n": "calls a structure 'Clear Label'",
+    "from,to\na,unlabelled\n": "calls a structure 'unlabelled'",
     "from,to\n0,b\n": "0 is background",
     "from,to\n,b\n": "'' in the column from is no name",
     "from,to\na,?!\n": "'[?]!' is no name",

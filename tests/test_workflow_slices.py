@@ -4,18 +4,22 @@ import dataclasses
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from tfmuscle.cli import tfmuscle_group
 from tfmuscle.config import DataSpec, TrainConfig
 from tfmuscle.errors import DataError
 from tfmuscle.files import read_json, write_json
 from tfmuscle.io import read_volume, write_volume
-from tfmuscle.labels import IGNORE
+from tfmuscle.labelled_slices import LabelledSlices
+from tfmuscle.labels import IGNORE, LabelMap
 from tfmuscle.records import load_spec, read_index, read_shard
 from tfmuscle.subjects import read_dataset
 from tfmuscle.volume import Geometry, Volume
 from tfmuscle.workflows import comparing, deciding, fold_jobs, summarising
+from tfmuscle.workflows import slices as slices_workflow
 from tfmuscle.workflows.learning import plan_training
-from tfmuscle.workflows.slices import SliceLabels, fit_slices, sample_settings, slices_dataset
+from tfmuscle.workflows.slices import SliceLabels, SlicesResult, _figures, fit_slices, sample_settings, slices_dataset
 
 SHAPE, SPACING = (40, 36, 24), (1.5, 1.5, 5.0)
 DRAWN = (2, 4, 6, 9, 11, 13, 16, 18, 20, 22)
@@ -60,6 +64,12 @@ def test_each_slice_becomes_a_subject_whose_other_slices_are_unknown(source, tmp
     assert slices_dataset(source, tmp_path / "data", alone=True) == slices  # again: nothing to do
     with pytest.raises(DataError, match="holds something else, or was made of other labels"):
         slices_dataset(source, tmp_path / "data", alone=False)
+    for path in (source.scan, source.labels):  # the same numbers elsewhere are another scan
+        volume = read_volume(path)
+        moved = volume.geometry.affine + np.outer([5, 0, 0, 0], [0, 0, 0, 1])
+        write_volume(path, Volume(volume.array, Geometry(volume.geometry.shape, moved)))
+    with pytest.raises(DataError, match="holds something else, or was made of other labels or another scan"):
+        slices_dataset(source, tmp_path / "data", alone=True)
 
 
 def test_few_slices_label_the_whole_scan(source, tmp_path):
@@ -67,7 +77,9 @@ def test_few_slices_label_the_whole_scan(source, tmp_path):
     said = []
     result = fit_slices(source, tmp_path / "run", config, say=said.append)
     assert result.validating == (6, 18)
-    assert any("slices 6, 18 of 10 labelled ones validate" in text and "lie 10 mm from slices" in text for text in said)
+    assert any(
+        "slices 6, 18 of 10 labelled ones along axis" in text and "lie 10 mm from slices" in text for text in said
+    )
     scan, labels = read_volume(source.scan), read_volume(result.labels)
     assert result.labels.name == "leg.nii.gz"
     assert labels.geometry.same_grid(scan.geometry)
@@ -120,6 +132,38 @@ def test_slices_on_which_the_muscle_has_ended(source, tmp_path):
     index = read_index(tmp_path / "run_records")
     assert index.samples_of("leg_training_slices") == 9
     assert load_spec(tmp_path / "run_records").input_shape[-1] == 1  # one slice at a time
+
+
+def test_a_structure_that_is_on_no_validating_slice_has_no_figures():
+    geometry = Geometry((8, 8, 4), np.eye(4))
+    truth, found = np.full(geometry.shape, 255, np.uint8), np.zeros(geometry.shape, np.uint8)
+    truth[..., 2] = 0
+    truth[2:4, 2:4, 2] = found[2:4, 2:4, 2] = 1
+    found[..., 0] = 2  # only where nobody looked
+    found[6, 6, 2] = 3  # nobody drew it there, which is an error of the network
+    label_map = LabelMap({1: "soleus", 2: "gracilis", 3: "sartorius"}, ignore=255)
+    slices = LabelledSlices(2, (2,), 1.0)
+    figures = _figures(Volume(found, geometry), Volume(truth, geometry), label_map, slices)
+    assert set(figures) == {"soleus", "sartorius"}
+    assert figures["soleus"]["dice"] == 1 and figures["sartorius"]["dice"] == 0
+
+
+@pytest.mark.parametrize("source", ["axial"], indirect=True)
+def test_the_commands_tell_what_the_figures_leave_out(source, tmp_path, monkeypatch):
+    def fit_slices(source, run, config, **more):
+        figures = {"soleus": {"dice_2d_mean": 0.5, "dice": 0.5, "iou": 0.25}}
+        return SlicesResult(run, figures, LabelledSlices(2, DRAWN, 5.0), (6, 18), False, ("gracilis",))
+
+    monkeypatch.setattr(slices_workflow, "fit_slices", fit_slices)
+    words = ["-i", source.scan, "--labels", source.labels, "--preset", "mehrabi_latent", "-o", tmp_path / "run"]
+    told = CliRunner().invoke(tfmuscle_group, ["fit", *map(str, words)])
+    assert told.exit_code == 0, told.output
+    assert "gracilis: on none of the validating slices" in told.output
+    words = ["-i", source.scan, "--labels", source.labels, "--slices", "0,2,4,6,9", "-o", tmp_path / "data"]
+    told = CliRunner().invoke(tfmuscle_group, ["slices", *map(str, words)])
+    assert told.exit_code == 0, told.output
+    assert "Nothing is drawn on 0: they make no subject." in told.output
+    assert "Note: 6 labelled slices are not listed, and count as unknown" in told.output
 
 
 def test_another_network_is_not_given_the_options_of_the_latent_one():

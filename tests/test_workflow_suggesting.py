@@ -1,6 +1,7 @@
 """From a few labelled slices to all of them without a network, and to the slices worth labelling next."""
 
 import csv
+import dataclasses
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ from click.testing import CliRunner
 from tfmuscle.cli import tfmuscle_group
 from tfmuscle.errors import DataError
 from tfmuscle.files import read_json, write_json
+from tfmuscle.inference import WEIGHTS_FILE
 from tfmuscle.interpolation import interpolate_slices
-from tfmuscle.io import read_label_image, write_volume
+from tfmuscle.io import read_label_image, read_volume, write_volume
 from tfmuscle.labelled_slices import LabelledSlices
 from tfmuscle.labels import LabelMap
 from tfmuscle.volume import Geometry, Volume
@@ -55,7 +57,7 @@ def networks(case, monkeypatch):
     """Stands in for trained networks: run -> blocks it adds to the interpolated shapes, `{slice: edge in pixels}`."""
 
     def pretend(blocks, names=NETWORK):
-        def predict(run, source, out, progress=None):
+        def predict(run, source, out, options=None, progress=None):
             array = 5 * shapes(case).array
             array[30:34, 28:34] = 2  # what is not drawn is in nobody's dispute
             for index, edge in blocks[run.name].items():
@@ -85,6 +87,31 @@ def test_interpolate_writes_labels_and_their_names(case, tmp_path):
     assert listed.exit_code == 0, listed.output
     ended = read_label_image(out).array
     assert 0 < ended[..., 1].sum() < ended[..., 2].sum() and not ended[..., 0].any()
+
+
+def test_corrected_labels_are_not_interpolated_over(case, tmp_path):
+    out = tmp_path / "all.nii.gz"
+    for _ in range(2):  # as it was written, it may be made again
+        assert command("interpolate", "-i", case.labels, "-o", out).exit_code == 0
+    made = read_label_image(out)
+    write_volume(out, made.with_array(1 - made.array))
+    failed = command("interpolate", "-i", case.labels, "-o", out)
+    assert failed.exit_code == 1 and "is there already, perhaps with corrections" in failed.output
+    assert np.array_equal(read_label_image(out).array, 1 - made.array)
+    write_volume(tmp_path / "mine.nii.gz", made)
+    failed = command("interpolate", "-i", case.labels, "-o", tmp_path / "mine.nii.gz")
+    assert failed.exit_code == 1 and "name another output or remove it" in failed.output
+
+
+def test_the_axis_that_is_assumed_is_told(case, tmp_path):
+    whole = tmp_path / "whole.nii.gz"
+    write_volume(whole, shapes(case))
+    told = command("interpolate", "-i", whole, "-o", tmp_path / "a.nii.gz", "--slices", "2,9,22")
+    assert told.exit_code == 0, told.output
+    assert "Note: on no axis do labelled slices stand alone" in told.output and "along axis 2" in told.output
+    assert "Note: 18 labelled slices are not listed" in told.output
+    given = command("interpolate", "-i", whole, "-o", tmp_path / "b.nii.gz", "--slices", "2,9,22", "--axis", "2")
+    assert "stand alone" not in given.output and "18 labelled slices" in given.output
 
 
 def test_what_cannot_be_interpolated(case, tmp_path):
@@ -136,6 +163,30 @@ def test_two_networks_have_an_opinion_beyond_the_drawn_slices(case, networks, tm
     assert not any("only one network" in note for note in result.notes)
 
 
+def test_labels_of_other_networks_go_and_the_same_stay(case, networks, tmp_path):
+    runs, out = networks({"a": {7: 4}, "b": {}}), tmp_path / "next"
+    for run, weights in zip(runs, "ab", strict=True):
+        run.mkdir()
+        (run / WEIGHTS_FILE).write_text(weights)
+    (out / "labels_9").mkdir(parents=True)  # the user's own
+
+    def labels():
+        return {path.name: (path / "mark").exists() for path in out.glob("labels_*")}
+
+    suggesting.suggest(case, runs, out)
+    (out / "labels_1/mark").touch()
+    told = suggesting.suggest(dataclasses.replace(case, listed=DRAWN[1:]), runs, out).notes
+    assert "1 labelled slices are not listed, and count as unknown" in told
+    assert labels() == {"labels_1": True, "labels_2": False, "labels_9": False}
+    suggesting.suggest(case, runs[:1], out)
+    assert labels() == {"labels_1": False, "labels_9": False}
+    (out / "labels_1/mark").touch()
+    scan = read_volume(case.scan)
+    write_volume(case.scan, scan.with_array(scan.array + 1))
+    suggesting.suggest(case, runs[:1], out)
+    assert labels() == {"labels_1": False, "labels_9": False}
+
+
 @pytest.mark.parametrize("turn", [(2, 0, 1), (0, 2, 1)])
 def test_slices_may_follow_along_any_axis(case, networks, tmp_path, turn):
     runs = networks({"a": {7: 4}})
@@ -145,7 +196,7 @@ def test_slices_may_follow_along_any_axis(case, networks, tmp_path, turn):
         affine = volume.geometry.affine[:, [*turn, 3]]
         return Volume(volume.array.transpose(turn), Geometry(tuple(SHAPE[axis] for axis in turn), affine))
 
-    def predict(run, source, out, progress=None):
+    def predict(run, source, out, options=None, progress=None):
         found = real(run, source, out)
         write_volume(out / "leg.nii.gz", turned(read_label_image(out / "leg.nii.gz")))
         return found

@@ -86,7 +86,7 @@ def test_what_is_written(labels, drawn):
 
 def test_the_table_for_itk_snap(drawn, data_dir):
     table = read_label_table(drawn / "labels.label")
-    assert dict(table.names) == {0: "background", 2: "soleus", 5: "popliteus", 9: "fibulari", 255: "ignore"}
+    assert table == MUSCLES
     theirs = (data_dir / "thigh_fat_water" / "labels.itksnap.label").read_text().splitlines()
     rows = [line.split(maxsplit=7) for line in snap_table(MUSCLES).splitlines() if not line.startswith("#")]
     example = [line.split(maxsplit=7) for line in theirs if not line.startswith("#")]

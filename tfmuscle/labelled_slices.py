@@ -7,7 +7,8 @@ that validate, or each slice alone) gets labels of its own.
 
 The slices are found, not asked for: along the axis on which somebody drew every so many slices, labelled planes stand
 alone; along the other two they follow each other, but for gaps between muscles. Where no axis has planes that stand
-alone it is the slice axis. Slices on which the muscle has ended look like slices that nobody drew; they must be named.
+alone it is taken to be the slice axis, which `LabelledSlices.notes` says. Slices on which the muscle has ended look
+like slices that nobody drew; they must be named.
 
 Slices of one scan are not independent of each other: what validates lies some mm from what trains.
 `LabelledSlices.apart_mm` says how far.
@@ -40,6 +41,7 @@ class LabelledSlices:
         step_mm: distance of neighbouring slices of the scan.
         empty: those of them on which somebody looked and found nothing.
         unlisted: slices that are labelled, but not among those that the user listed; they count as unknown.
+        is_assumed: whether the axis was neither given nor found.
     """
 
     axis: int
@@ -47,6 +49,19 @@ class LabelledSlices:
     step_mm: float
     empty: tuple[int, ...] = ()
     unlisted: tuple[int, ...] = ()
+    is_assumed: bool = False
+
+    def notes(self) -> tuple[str, ...]:
+        """Returns what the user should know of how the slices were found, a sentence each."""
+        notes = []
+        if self.is_assumed:
+            notes.append(
+                f"on no axis do labelled slices stand alone; they are taken to follow along axis {self.axis} of the"
+                " array, the slice axis of the image; --axis names another"
+            )
+        if self.unlisted:
+            notes.append(f"{len(self.unlisted)} labelled slices are not listed, and count as unknown")
+        return tuple(notes)
 
     def validating(self) -> tuple[int, ...]:
         """Returns the slices that validate: the middle one of every five, never the first, the last or an empty one.
@@ -86,7 +101,7 @@ def find_slices(
             another tool's mask of which only some were corrected.
 
     Raises:
-        ValueError: nothing is labelled, or an axis or slice that is not there.
+        ValueError: nothing is labelled, none of the listed slices is, or an axis or slice that is not there.
     """
     known = labels.array != (0 if label_map.ignore is None else label_map.ignore)
     drawn = known & (labels.array != 0)
@@ -94,26 +109,33 @@ def find_slices(
         raise ValueError("nothing is labelled; label some slices")
     if axis is not None and axis not in (0, 1, 2):
         raise ValueError(f"axis is {axis}; choose 0, 1 or 2")
-    along = _axis(labels, drawn) if axis is None else axis
+    along, is_assumed = _axis(labels, drawn) if axis is None else (axis, False)
     found = _planes(drawn, along)
     step = labels.spacing[along]
     if listed is None:
-        return LabelledSlices(along, found, step)
+        return LabelledSlices(along, found, step, is_assumed=is_assumed)
     wanted, count = sorted(set(listed)), labels.array.shape[along]
     if not wanted or wanted[0] < 0 or wanted[-1] >= count:
         raise ValueError(f"slices {wanted} are listed; axis {along} has slices 0 to {count - 1}")
-    empty, unlisted = set(wanted) - set(found), set(found) - set(wanted)
-    return LabelledSlices(along, tuple(wanted), step, tuple(sorted(empty)), tuple(sorted(unlisted)))
+    empty, unlisted = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    if len(empty) == len(wanted):
+        shown = ", ".join(map(str, found[:10])) + (" ..." if len(found) > 10 else "")
+        raise ValueError(
+            f"none of the listed slices {wanted} shows a label; along axis {along} those that do are {shown}, counted"
+            " from 0; list some of them, or name another axis"
+        )
+    return LabelledSlices(along, tuple(wanted), step, tuple(empty), tuple(unlisted), is_assumed)
 
 
-def _axis(labels: Volume, drawn: np.ndarray) -> int:
-    """Returns the axis along which labelled planes stand alone; the slice axis where they do on none."""
+def _axis(labels: Volume, drawn: np.ndarray) -> tuple[int, bool]:
+    """Returns the axis along which labelled planes stand alone, and whether it is assumed: where they do on none."""
     lengths = []
     for axis in range(3):
         planes = np.array(_planes(drawn, axis))
         runs = 1 + int((np.diff(planes) > 1).sum())
         lengths.append(len(planes) / runs if runs > 1 else np.inf)
-    return int(np.argmin(lengths)) if min(lengths) <= ALONE else slice_axis(labels.geometry)
+    is_assumed = min(lengths) > ALONE
+    return slice_axis(labels.geometry) if is_assumed else int(np.argmin(lengths)), is_assumed
 
 
 def _planes(drawn: np.ndarray, axis: int) -> tuple[int, ...]:

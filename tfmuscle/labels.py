@@ -134,7 +134,7 @@ class LabelMap:
         >>> LabelMap.side("soleus_L"), LabelMap.side("Right femur"), LabelMap.side("lateral_head")
         ('left', 'right', None)
         """
-        found = _find_side(name)
+        found = find_side(name)
         return None if found is None else {"l": "left", "r": "right"}.get(found[0], found[0])
 
     def partner(self, name: str) -> str | None:
@@ -251,7 +251,7 @@ def mirrored_name(name: str) -> str:
     >>> mirrored_name("Soleus_L"), mirrored_name("spine")
     ('Soleus_R', 'spine')
     """
-    found = _find_side(name)
+    found = find_side(name)
     if found is None:
         return name
     token, start, stop = found
@@ -267,12 +267,16 @@ def without_side(name: str) -> str:
     >>> without_side("soleus_left"), without_side("Right femur"), without_side("spine")
     ('soleus', 'femur', 'spine')
     """
-    found = _find_side(name)
+    found = find_side(name)
     return name if found is None else (name[: found[1]] + name[found[2] :]).strip(" _-.")
 
 
-def _find_side(name: str) -> tuple[str, int, int] | None:
-    """Finds the word that names the side: (word in small letters, start, stop); None without one, or with both."""
+def find_side(name: str) -> tuple[str, int, int] | None:
+    """Finds the word that names the side: (word in small letters, start, stop); None without one, or with both.
+
+    >>> find_side("SoleusLeft"), find_side("spine")
+    (('left', 6, 10), None)
+    """
     words = [(m.group().lower(), m.start(), m.end()) for m in _WORD.finditer(name)]
     found = [word for word in words if word[0] in SIDES]
     if not found and len(words) > 1:

@@ -10,7 +10,7 @@ table forgot it. Voxels that the file calls unknown stay unknown.
 
 A row may name what a file has not, for TotalSegmentator's files list only what was asked for: such rows are told. A row
 that names nothing the tool knows is a slip of the pen: an error with the nearest name. What the tool knows is the
-file's own table, and every list of `label_lists.py` that this table is a part of.
+file's own table, every list of `label_lists.py` that this table is a part of, and the numbers that are in the files.
 
 Standard names are those of `labels.py`: 35 muscles and five bones with a side. A name that differs from one of them in
 spelling alone (capitals, the place of the side, "fascia" for "fasciae") becomes it. Every other name stays: whether
@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from tfmuscle.errors import DataError
-from tfmuscle.io.label_tables import plain_name, read_label_table
+from tfmuscle.io.label_tables import BACKGROUND_NAMES, plain_name, read_label_table
 from tfmuscle.label_lists import LISTS
 from tfmuscle.labels import LOWER_LIMB_BONES, LOWER_LIMB_MUSCLES, LabelMap, without_side
 
@@ -35,7 +35,6 @@ DROPPED = ""
 """New name of a structure that becomes background."""
 IGNORE = "ignore"
 """New name of a structure that becomes unknown."""
-_BACKGROUND = "background"
 _LARGEST_TABLE = 4 << 20
 _STANDARD = {name.replace("_", ""): name for name in (*LOWER_LIMB_MUSCLES, *LOWER_LIMB_BONES)} | {
     "tensorfascialatae": "tensor_fasciae_latae"
@@ -78,8 +77,11 @@ def _renaming(text: str) -> dict[int | str, str]:
         if name and not re.search(r"\w", name):
             raise ValueError(f"{name!r} is no name")
         renaming[key] = plain_name(name) if name else DROPPED
-        if renaming[key] == _BACKGROUND:
-            raise ValueError(f"line {rows.line_num} makes a structure background; leave its 'to' empty to drop it")
+        if renaming[key] in BACKGROUND_NAMES:
+            raise ValueError(
+                f"line {rows.line_num} calls a structure {name!r}; leave its 'to' empty to make it background, or write"
+                " ignore to make it unknown"
+            )
     if not renaming:
         raise ValueError("no row in it")
     return renaming
@@ -132,12 +134,13 @@ def tool_names(names: str | Path) -> tuple[LabelMap, bool]:
     return read_label_table(names), False
 
 
-def check_renaming(renaming: Renaming, tables: Iterable[LabelMap]) -> None:
+def check_renaming(renaming: Renaming, tables: Iterable[LabelMap], present: Iterable[int] = ()) -> None:
     """Checks that every row names something that the tool knows.
 
     Args:
         renaming: from `read_renaming`.
         tables: names of the files; none if their ids have no names.
+        present: ids in the files.
 
     Raises:
         ValueError: a row names nothing, with the nearest name, or a structure is named twice, by name and by number.
@@ -149,7 +152,7 @@ def check_renaming(renaming: Renaming, tables: Iterable[LabelMap]) -> None:
             raise ValueError(f"names {named[0]!r}, but the labels carry no names; say which they are with --names")
         return
     known = [*tables, *(one for one in map(list_map, LISTS) if any(_is_part(table, one) for table in tables))]
-    ids = {key for table in known for key in table.ids}
+    ids = {*present, *(key for table in known for key in table.ids)}
     names = [name for table in known for name in table.structures]
     for key in renaming:
         if key not in ids and key not in names:

@@ -39,8 +39,11 @@ def slices_command(scan: Path, out: Path, **options: Any) -> None:
     if options["labels"] is None:
         raise click.UsageError("--labels is missing: the label image of the scan")
     found = checked(slices_dataset, _source(scan, options), out, alone=True)
+    _tell(found.notes())
     sampled = sample_settings(found, read_dataset(out).subjects[0].read_image())
     click.echo(f"{out}: {len(found.indices)} labelled slices along axis {found.axis}: {_listed(found.indices)}")
+    if found.empty:
+        click.echo(f"Nothing is drawn on {_listed(found.empty)}: they make no subject.")
     click.echo("All other slices are unknown, not background. Slices of one person are not independent.")
     flags = " ".join(
         f"--set {key}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
@@ -65,6 +68,7 @@ def interpolate_command(labels: Path, out: Path, names: Path | None, listed: str
         result = checked(interpolate, labels, out, names=names, axis=axis, listed=numbers, progress=bar)
     finally:
         bar.close()
+    _tell(result.slices.notes())
     indices = result.slices.indices
     for structure, volume in result.volumes_ml.items():
         click.echo(f"{structure}: {volume:.1f} ml")
@@ -100,8 +104,7 @@ def suggest_command(runs: tuple[Path, ...], scan: Path, out: Path, count: int, *
         result = checked(suggest, _source(scan, options), runs, out, count=count, progress=bar)
     finally:
         bar.close()
-    for note in result.notes:
-        click.echo(f"Note: {note}", err=True)
+    _tell(result.notes)
     for row in result.rows:
         most = f", most of it {row['structure']}" if row["structure"] else ""
         place = ", ".join(f"{row[f'{letter}_mm']:.1f}" for letter in "xyz")
@@ -117,17 +120,19 @@ def _listed(numbers: Any) -> str:
     return ", ".join(map(str, numbers))
 
 
+def _tell(notes: tuple[str, ...]) -> None:
+    for note in notes:
+        click.echo(f"Note: {note}", err=True)
+
+
 def fit_few_slices(scan: Path, run: Path, config: Any, options: dict[str, Any], *, resume: bool) -> None:
     """Trains on a few slices, labels the whole scan and says how the validating slices came out."""
     with quiet_start():
         from tfmuscle.workflows.slices import fit_slices
 
-    bar, stack = Bar(), options["stack"]
-    settings: dict[str, Any] = {}
-    if stack is not None:
-        settings = {"kind": "slices"} if stack == 1 else {"kind": "stacks", "depth": stack}
+    bar = Bar()
     try:
-        more = {"settings": settings, "progress": bar, "say": functools.partial(_note, bar)}
+        more = {"settings": stack_settings(options["stack"]), "progress": bar, "say": functools.partial(_note, bar)}
         result = checked(fit_slices, _source(scan, options), run, config, resume=resume, **more)
     finally:
         bar.close()
@@ -137,7 +142,18 @@ def fit_few_slices(scan: Path, run: Path, config: Any, options: dict[str, Any], 
             f"{structure}: 2D Dice {row['dice_2d_mean']:.3f}, 3D Dice {row['dice']:.3f}, IoU {row['iou']:.3f} on slices"
             f" {_listed(result.validating)}, which chose the epoch{reduced}"
         )
+    for structure in result.absent:
+        click.echo(f"{structure}: on none of the validating slices")
     click.echo(f"The whole scan: {result.labels}")
+
+
+def stack_settings(stack: int | None) -> dict[str, Any]:
+    """Returns the fields of `DataSpec` that `--stack` stands for.
+
+    >>> stack_settings(None), stack_settings(1), stack_settings(3)
+    ({}, {'kind': 'slices', 'depth': 1}, {'kind': 'stacks', 'depth': 3})
+    """
+    return {} if stack is None else {"kind": "slices" if stack == 1 else "stacks", "depth": stack}
 
 
 def _source(scan: Path, options: dict[str, Any]) -> Any:

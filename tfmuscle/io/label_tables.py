@@ -3,7 +3,8 @@
 What is read: nnU-Net's and the Decathlon's `dataset.json`, a JSON object of names or ids, ITK-SNAP's label description
 (`.label`, `.txt`), 3D Slicer's colour table (`.ctbl`, `.txt`), a CSV with the columns `id` and `name`, and the table
 that TotalSegmentator puts into the header of its NIfTI files. Names become plain words joined by underscores, so that
-they can be file names and JSON keys anywhere; sides in them stay as they are (`labels.py` finds them).
+they can be file names and JSON keys anywhere; sides in them stay as they are (`labels.py` finds them). The name
+`ignore` is no structure: its id marks voxels that nobody labelled.
 """
 
 import contextlib
@@ -19,13 +20,15 @@ from typing import Any
 import nibabel as nib
 
 from tfmuscle.errors import DataError
-from tfmuscle.labels import LabelMap
+from tfmuscle.labels import LabelMap, find_side
 
 _LARGEST_TABLE = 4 << 20
 """Bytes; a label table is a few kilobytes, so that anything longer is something else."""
 TABLE_SUFFIXES = (".json", ".label", ".ctbl", ".csv", ".txt")
 _DATASET_TABLES = ("predictions.json", "dataset.json")
-_BACKGROUND_NAMES = ("clear_label", "background", "unlabelled", "unlabeled")
+BACKGROUND_NAMES = ("clear_label", "background", "unlabelled", "unlabeled")
+"""Plain names of what is no structure."""
+_IGNORE_NAME = "ignore"
 _EXTENSION_LABEL = re.compile(r'<Label\s[^>]*?Key="(\d+)"[^>]*>\s*(?:<!\[CDATA\[(.*?)\]\]>|([^<]*))\s*</Label>', re.S)
 
 
@@ -34,15 +37,26 @@ def plain_name(text: str) -> str:
 
     >>> plain_name("Vastus lateralis (left)"), plain_name("../Femur-L"), plain_name("Ä?")
     ('vastus_lateralis_left', 'femur_l', 'ä')
+    >>> plain_name("SoleusLeft"), plain_name("VastusLateralis")
+    ('soleus_left', 'vastuslateralis')
     """
-    return "_".join(re.findall(r"\w+", text.replace("_", " ").lower()))[:80] or "structure"
+    return "_".join(re.findall(r"\w+", _side_apart(text).replace("_", " ").lower()))[:80] or "structure"
+
+
+def _side_apart(text: str) -> str:
+    """Puts a space before and after the side of a CamelCase name, which small letters would hide."""
+    found = find_side(text)
+    for place in () if found is None else (found[2], found[1]):
+        if text[place - 1 : place].islower() and text[place : place + 1].isupper():
+            text = f"{text[:place]} {text[place:]}"
+    return text
 
 
 def read_label_table(path: str | Path) -> LabelMap:
     """Reads names and ids of structures from any of the table formats above.
 
     Raises:
-        DataError: the file is missing, is no label table, or gives one id or one name twice.
+        DataError: the file is missing, is no label table, lacks a name, or gives one id or one name twice.
     """
     path = Path(path)
     try:
@@ -55,7 +69,7 @@ def read_label_table(path: str | Path) -> LabelMap:
         return _label_map(_csv_rows(text) if path.suffix.lower() == ".csv" else _text_rows(text))
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file; check the path") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise DataError(
             f"{path}: no usable label table ({error}); give a dataset.json, an ITK-SNAP or Slicer table, or a CSV with"
             " the columns id and name"
@@ -115,30 +129,45 @@ def _csv_rows(text: str) -> Iterator[tuple[int, str]]:
         raise ValueError("the columns id and name are needed")
     for row in rows:
         lowered = {str(key).strip().lower(): value for key, value in row.items()}
-        yield int(str(lowered["id"])), str(lowered["name"])
+        key, name = str(lowered["id"] or "").strip(), str(lowered["name"] or "")
+        if not key.isdecimal():
+            raise ValueError(f"line {rows.line_num} has the id {key[:60]!r}; a whole number is needed")
+        yield int(key), _named(int(key), name, rows.line_num)
 
 
 def _text_rows(text: str) -> Iterator[tuple[int, str]]:
     """Yields the rows of an ITK-SNAP table (eight columns, name last) or a Slicer table (name second)."""
-    for line in text.splitlines():
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         words = shlex.split(line)
         if len(words) < 2 or not words[0].isdigit():
-            raise ValueError(f"the line {line[:60]!r} has no id and name")
-        is_snap = len(words) >= 8 and all(re.fullmatch(r"[\d.]+", word) for word in words[:7])
-        yield int(words[0]), " ".join(words[7:]) if is_snap else words[1]
+            raise ValueError(f"line {number}, {line[:60]!r}, has no id and name")
+        is_snap = len(words) >= 7 and all(re.fullmatch(r"[\d.]+", word) for word in words[:7])
+        yield int(words[0]), _named(int(words[0]), " ".join(words[7:]) if is_snap else words[1], number)
+
+
+def _named(key: int, name: str, line: int) -> str:
+    if key and not re.search(r"\w", name):
+        raise ValueError(f"line {line} gives the id {key} no name")
+    return name
 
 
 def _label_map(rows: Iterator[tuple[int, str]], *, ignore: int | None = None) -> LabelMap:
     names: dict[int, str] = {}
     for key, text in rows:
         name = plain_name(text)
-        if key == 0 or name in _BACKGROUND_NAMES or key == ignore:
+        if key == 0 or name in BACKGROUND_NAMES:
             continue
-        if key in names or name in names.values():
+        if not re.search(r"\w", text):
+            raise ValueError(f"the id {key} has no name")
+        is_unknown = name == _IGNORE_NAME
+        if key in names or key == ignore or name in names.values() or (is_unknown and ignore is not None):
             raise ValueError(f"id {key} or name {name!r} is there twice")
-        names[key] = name
+        if is_unknown:
+            ignore = key
+        else:
+            names[key] = name
     if not names:
         raise ValueError("no structure in it")
     return LabelMap(names, ignore=ignore)

@@ -312,9 +312,6 @@ def _from_image(path: Path, table: LabelMap | None) -> tuple[Volume, LabelMap]:
     label_map = table or names_of(path)
     if label_map is None:
         raise DataError(f"{path}: no names beside it; give a label table with --labels")
-    if label_map.ignore is None and IGNORE_NAME in label_map.structures:  # as ITK-SNAP's table has it
-        ids = {key: name for key, name in label_map.names.items() if name != IGNORE_NAME}
-        label_map = LabelMap(ids, ignore=label_map.id_of(IGNORE_NAME))
     known = {*label_map.ids, label_map.ignore}
     if unknown := [int(key) for key in distinct(labels.array) if int(key) not in known]:
         raise DataError(f"{path}: the labels {unknown[:8]} have no name in the table; add them to it or remove them")

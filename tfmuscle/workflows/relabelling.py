@@ -5,7 +5,8 @@ a label image with new numbers, and beside it what they mean: `<name>.json`, or 
 all commands find, and the same for ITK-SNAP (`.label`). All files of a folder share one table.
 
 Numbers follow the order of the renaming table, then that of the structures that are kept besides; with `like` they are
-another table's. What the tool could have found and did not is not in the new table.
+another table's. The new table holds what was found in some file, and nothing else: a row whose structure is in none of
+them gets no number.
 
 Nothing is written over: labels that were relabelled once may have been corrected since. A folder is there when all of
 its files have been tried, or not at all.
@@ -120,7 +121,8 @@ def relabel_files(
     found, failures = _look(files, names, progress)
     tables = [one.names for one in found.values() if one.names is not None]
     if found:
-        _explained(table, check_renaming, renaming, tables)
+        present = {key for one in found.values() for key in one.present}
+        _explained(table, check_renaming, renaming, tables, present)
     new: dict[str, dict[int, str]] = {}
     for case, one in found.items():
         try:
@@ -130,9 +132,15 @@ def relabel_files(
     if not new:
         first = next(iter(failures.values()))
         raise DataError(f"{source}: no label file could be used; the first: {first}" if len(files) > 1 else first)
-    wanted = [*renaming.values(), *(name for one in new.values() for name in one.values())]
+    there = list(dict.fromkeys(name for one in new.values() for name in one.values()))
+    wanted = [*(name for name in renaming.values() if name in there), *there]
     label_map = _explained(like or table, new_map, wanted, like=wanted_map)
-    told = _write(source.is_dir(), out, {case: found[case] for case in new}, new, label_map, progress)
+    chosen = {case: found[case] for case in new}
+    if source.is_dir():
+        told, unwritten = _write_folder(out, chosen, new, label_map, progress)
+        failures |= unwritten
+    else:
+        told = _write_file(out, chosen, new, label_map, progress)
     absent = {case: _absent(renaming, found[case]) for case in told}
     return RelabelResult(label_map, {case: replace(one, absent=absent[case]) for case, one in told.items()}, failures)
 
@@ -191,33 +199,50 @@ def _check_header(path: Path, given: LabelMap) -> None:
             raise DataError(f"{path}: its header calls {key} {name}, the list {other}; leave --names out")
 
 
-def _write(
-    into_folder: bool,
+def _write_file(
     out: Path,
     found: Mapping[str, _Found],
     new: Mapping[str, dict[int, str]],
     label_map: LabelMap,
     progress: Progress | None,
 ) -> dict[str, Relabelled]:
-    """Writes the label files and what their ids mean."""
-    content = {"made_by": MADE_BY, "labels": label_map.to_dict()}
-    if not into_folder:
-        ((case, one),) = found.items()
-        told = _write_one(out, one, new[case], label_map)
-        for path, text in zip(_beside(out), (json_text(content), snap_table(label_map)), strict=True):
-            write_text(path, text)
-        if progress is not None:
-            progress(2, 2, case)
-        return {case: told}
-    done = {}
+    """Writes one label file, and what its ids mean beside it."""
+    ((case, one),) = found.items()
+    told = _write_one(out, one, new[case], label_map)
+    for path, text in zip(_beside(out), (json_text(_about(label_map)), snap_table(label_map)), strict=True):
+        write_text(path, text)
+    if progress is not None:
+        progress(2, 2, case)
+    return {case: told}
+
+
+def _write_folder(
+    out: Path,
+    found: Mapping[str, _Found],
+    new: Mapping[str, dict[int, str]],
+    label_map: LabelMap,
+    progress: Progress | None,
+) -> tuple[dict[str, Relabelled], dict[str, str]]:
+    """Writes a folder of label files and what their ids mean; returns them, and why others cannot be written."""
+    done: dict[str, Relabelled] = {}
+    failures: dict[str, str] = {}
     with atomic_path(out) as temporary:
         for number, (case, one) in enumerate(found.items(), start=1):
-            done[case] = _write_one(temporary / f"{case}.nii.gz", one, new[case], label_map)
+            try:
+                done[case] = _write_one(temporary / f"{case}.nii.gz", one, new[case], label_map)
+            except DataError as error:
+                failures[case] = str(error)
             if progress is not None:
                 progress(len(found) + number, 2 * len(found), case)
-        write_json(temporary / "predictions.json", content)
+        if not done:
+            raise DataError(next(iter(failures.values())))
+        write_json(temporary / "predictions.json", _about(label_map))
         write_text(temporary / "labels.label", snap_table(label_map))
-    return done
+    return done, failures
+
+
+def _about(label_map: LabelMap) -> dict[str, Any]:
+    return {"made_by": MADE_BY, "labels": label_map.to_dict()}
 
 
 def _write_one(path: Path, one: _Found, names: Mapping[int, str], label_map: LabelMap) -> Relabelled:

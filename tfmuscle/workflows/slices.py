@@ -73,10 +73,11 @@ class SlicesResult:
 
     Attributes:
         labels: segmentation of the whole scan.
-        figures: structure -> `dice_2d_mean`, `dice` (3D) and `iou` over the slices that validate.
+        figures: structure -> `dice_2d_mean`, `dice` (3D) and `iou` over the slices that validate, of those on them.
         slices: all labelled slices.
         validating: those that validate.
         reduced: whether the recipe was cut down.
+        absent: structures that are on none of the slices that validate, neither drawn nor found.
     """
 
     labels: Path
@@ -84,6 +85,7 @@ class SlicesResult:
     slices: LabelledSlices
     validating: tuple[int, ...]
     reduced: bool
+    absent: tuple[str, ...] = ()
 
 
 def slices_dataset(source: SliceLabels, out: str | Path, *, alone: bool) -> LabelledSlices:
@@ -115,6 +117,7 @@ def slices_dataset(source: SliceLabels, out: str | Path, *, alone: bool) -> Labe
         "labelled": list(slices.indices),
         "groups": {key: list(indices) for key, indices in groups.items()},
         "labels": known.to_dict(),
+        "grid": image.geometry.to_dict(),
         "sha256": [hashlib.sha256(volume.array.tobytes()).hexdigest() for volume in (image, labels)],
     }
     if out.exists() and not out.is_dir():
@@ -219,9 +222,8 @@ def fit_slices(
     dataset, validating = read_dataset(home), slices.validating()
     name = one_scan(source.scan).subject_id
     if say is not None:
-        say(_leakage(slices, validating))
-        if slices.unlisted:
-            say(f"{len(slices.unlisted)} labelled slices are not listed, and count as unknown")
+        for sentence in (_leakage(slices, validating), *slices.notes()):
+            say(sentence)
     asked = sample_settings(slices, dataset.subjects[0].read_image()) | {"folds": 2, "test": 0}
     if preset is None or "kind" not in preset.data:
         asked |= {"kind": "stacks", "depth": 5}
@@ -237,7 +239,8 @@ def fit_slices(
     evaluate(labels, home, report, progress=progress)
     truth = next(s for s in dataset.subjects if s.subject_id == name).read_labels(dataset.label_map)
     figures = _figures(read_label_image(result.written[name]), truth, dataset.label_map, slices)
-    return SlicesResult(result.written[name], figures, slices, validating, result.reduced)
+    absent = tuple(structure for structure in dataset.label_map.structures if structure not in figures)
+    return SlicesResult(result.written[name], figures, slices, validating, result.reduced, absent)
 
 
 def sample_settings(slices: LabelledSlices, scan: Volume) -> dict[str, Any]:
@@ -255,11 +258,16 @@ def sample_settings(slices: LabelledSlices, scan: Volume) -> dict[str, Any]:
 
 
 def _figures(found: Volume, truth: Volume, label_map: LabelMap, slices: LabelledSlices) -> dict[str, dict[str, float]]:
-    """Returns structure -> figures over the slices of which `truth` speaks; 2D means slices as they were drawn."""
+    """Returns structure -> figures over the slices of which `truth` speaks; 2D means slices as they were drawn.
+
+    A structure that is neither drawn nor found there has none: two empty masks agree, and measure nothing.
+    """
     mask = truth.array != label_map.ignore
     figures = {}
     for structure in label_map.structures:
         one, other = (volume.array == label_map.id_of(structure) for volume in (found, truth))
+        if not (mask & (one | other)).any():
+            continue
         extra = {"dice_2d_mean": {"axis": slices.axis}}
         figures[structure] = {
             name: float(METRICS[name].function(one, other, mask=mask, **extra.get(name, {}))) for name in _METRICS
@@ -275,6 +283,6 @@ def _leakage(slices: LabelledSlices, validating: Sequence[int]) -> str:
     shown = ", ".join(map(str, validating))
     apart = f"{slices.apart_mm(validating):g} mm from slices that train, in the same person"
     return (
-        f"slices {shown} of {len(slices.indices)} labelled ones validate and choose the epoch; they lie {apart}: their"
-        " Dice says how well this scan is filled in, not how another scan would fare"
+        f"slices {shown} of {len(slices.indices)} labelled ones along axis {slices.axis} validate and choose the epoch;"
+        f" they lie {apart}: their Dice says how well this scan is filled in, not how another scan would fare"
     )

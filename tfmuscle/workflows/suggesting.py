@@ -7,10 +7,15 @@ the labelled slices are one more opinion. What disagreement is, and how slices a
     FOLDER/disagreement.csv   all slices, in all and structure by structure
     FOLDER/suggested.png      the curve along the scan, and the opinions on the suggested slices
     FOLDER/labels_1/ ...      the labels of each network
+    FOLDER/suggest.json       of which scan and which networks those labels are
+
+A call that was interrupted goes on with the labels that are there; those of another scan or other networks go.
 """
 
 import csv
+import hashlib
 import io
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +26,7 @@ import numpy as np
 from tfmuscle import inference
 from tfmuscle.disagreement import Opinion, choose_slices, slice_disagreement
 from tfmuscle.errors import DataError
-from tfmuscle.files import atomic_path, read_json, write_text
+from tfmuscle.files import atomic_path, read_json, sha256, write_json, write_text
 from tfmuscle.interpolation import interpolate_slices
 from tfmuscle.io import read_label_image
 from tfmuscle.io.label_tables import plain_name
@@ -31,10 +36,11 @@ from tfmuscle.report import figure_png
 from tfmuscle.report.suggestions import suggestion_figure
 from tfmuscle.volume import Volume
 from tfmuscle.workflows.building import Progress
-from tfmuscle.workflows.predicting import PREDICTIONS_FILE, PredictResult, predict
+from tfmuscle.workflows.predicting import PREDICTIONS_FILE, PredictOptions, PredictResult, predict
 from tfmuscle.workflows.slices import SliceLabels, one_scan, read_slice_labels
 
 INTERPOLATION = "interpolation"
+_ABOUT = "suggest.json"
 _PLACE = ("slice", "x_mm", "y_mm", "z_mm")
 
 
@@ -90,7 +96,12 @@ def suggest(
     except ValueError as error:
         raise DataError(f"{source.labels}: {error}") from error
     folders = [folder for run in runs for folder in inference.run_folders(run)]
-    found = [predict(one, source.scan, out / f"labels_{n}", progress=progress) for n, one in enumerate(folders, 1)]
+    _claim(out, scan, folders)
+    options = PredictOptions(resume=True)
+    found = [
+        predict(one, source.scan, out / f"labels_{n}", options=options, progress=progress)
+        for n, one in enumerate(folders, 1)
+    ]
     opinions = [Opinion(f"network {n}", _in_ids_of(label_map, one, source.labels)) for n, one in enumerate(found, 1)]
     opinions.append(Opinion(INTERPOLATION, shapes, (slices.indices[0], slices.indices[-1])))
     differing = slice_disagreement(opinions, label_map, slices.axis)
@@ -107,8 +118,25 @@ def suggest(
     figure = suggestion_figure(scan, shown, score, axis=slices.axis, drawn=slices.indices, chosen=chosen, title=title)
     with atomic_path(out / "suggested.png") as path:
         path.write_bytes(figure_png(figure))
-    notes = (*(note for one in found for note in one.warnings), *_notes(score, slices, len(chosen), count))
+    warnings = (note for one in found for note in one.warnings)
+    notes = (*warnings, *slices.notes(), *_notes(score, slices, len(chosen), count))
     return SuggestResult(suggested, slices, dict(zip(shown, folders, strict=False)), notes, reduced)
+
+
+def _claim(out: Path, scan: Volume, runs: Sequence[Path]) -> None:
+    """Removes labels of another scan or of other networks, and notes of which those are that follow."""
+    path = out / _ABOUT
+    weights = [run / inference.WEIGHTS_FILE for run in runs]
+    about = {
+        "scan": {"grid": scan.geometry.to_dict(), "sha256": hashlib.sha256(scan.array.tobytes()).hexdigest()},
+        "weights": [sha256(one) if one.is_file() else "" for one in weights],
+    }
+    if path.exists() and read_json(path) == about:
+        return
+    for folder in out.glob("labels_*"):
+        if folder.name.removeprefix("labels_").isdecimal() and (folder / PREDICTIONS_FILE).is_file():
+            shutil.rmtree(folder)
+    write_json(path, about)
 
 
 def _in_ids_of(label_map: LabelMap, found: PredictResult, drawn: Path) -> Volume:
