@@ -36,7 +36,7 @@ FLOORS = {
     "subjects": 4, "folds": 4, "preprocessing": 4, "surfaces": 4, "compounding": 4,
     "planning": 5, "label_sources": 5, "sampling": 5, "report": 5, "registration": 5,
     "postprocessing": 5, "contours": 5, "labelled_slices": 5, "cascade": 5, "relabelling": 5,
-    "disagreement": 5, "interpolation": 6,
+    "disagreement": 5, "interpolation": 6, "propagation": 6,
     "records": 6, "augmentation": 6, "models": 6,
     "inference": 7,
     "training": 8,
