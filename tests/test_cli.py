@@ -237,6 +237,16 @@ def test_a_second_cohort_of_phantoms(tmp_path):
     assert about["channel_names"] == {"0": "fat-suppressed"} and about["labels"]["pelvis"] == 4
 
 
+def test_phantoms_at_a_spacing_of_ones_own(tmp_path):
+    run("phantom", tmp_path / "a", "--subjects", 1, "--kind", "ultrasound", "--spacing", 4.8, 4.8, 7.5)
+    made = nib.load(tmp_path / "a/imagesTr/ultrasound_000_0000.nii.gz")
+    assert made.shape == (32, 32, 20) and made.header.get_zooms() == pytest.approx(
+        (4.8, 4.8, 7.5)
+    )  # of 153.6 mm, 150 mm
+    out = run("phantom", tmp_path / "b", "--spacing", 0, 1, 1, code=2).output
+    assert "spacing is (0.0, 1.0, 1.0); three positive numbers in mm are needed" in out
+
+
 def test_fit_takes_a_dataset_and_laptop_scale_says_reduced(phantom_dataset, tmp_path):
     assert "5 subjects, 2 held out, do not fill 4 folds" in one_error_line(
         run("fit", "-i", phantom_dataset, "-o", tmp_path / "run", "--preset", "demo", code=1)

@@ -278,6 +278,13 @@ def test_brightness_alone_finds_no_muscle_on_the_default_grids(phantoms):
         assert found[muscle_ids(phantoms[kind].label_map)].max() < 0.3
 
 
+def test_brightness_alone_finds_no_muscle_of_a_sweep():
+    # a rule that takes all muscle tissue for soleus, a third of it, has 0.4 already, without any shadow or drift
+    phantom = make_phantom("ultrasound", seed=1, spacing=(1.6, 1.6, 1.875))
+    found = best_dice_from_brightness(phantom.image.array, phantom.labels.array)
+    assert found[1] < 0.4 and found[2:].max() < 0.3
+
+
 def test_the_judge_of_brightness_finds_what_is_rigged(phantoms):
     labels = phantoms["thigh"].labels.array
     assert best_dice_from_brightness(labels.astype(float), labels).min() > 0.99
@@ -333,6 +340,30 @@ def test_ultrasound_is_speckle_with_a_shadow_behind_bone():
     assert speckle.mean() / speckle.std() == pytest.approx(1.913, rel=0.12)  # Rayleigh; few independent speckles
     assert amplitude[30:34, 48:66].mean() < 0.15 * amplitude[12:20, 48:66].mean()
     assert amplitude[12:20, 60:68].mean() < 0.9 * amplitude[12:20, 14:22].mean()  # attenuation, exp(-0.008 * 46) = 0.69
+
+
+def test_gain_of_a_sweep_drifts_within_its_range_and_fails_in_places():
+    # `SPAN` dB of drift at most between two frames, plus what the deepest dropouts take away where they meet
+    lost = 0
+    for seed in range(12):
+        gain = intensities._sweep_gain((96, 80, 80), (1.6, 1.6, 1.9), np.random.default_rng(seed))
+        assert gain.shape == (96, 1, 80) and np.isfinite(gain).all()
+        decibels = 20 * np.log10(gain[:, 0])
+        frames = np.median(decibels, axis=0)  # a dropout is narrower than half of the beam's width
+        assert p.DRIFT_DB[0] - 0.5 <= np.ptp(frames) <= p.DRIFT_DB[1] + 3.0
+        assert np.abs(np.diff(frames)).max() < 1.5  # dB between neighbours: a drift, no flicker
+        lost += (frames - decibels).max() > 0.8 * p.DROPOUT_DB[0]
+    assert 6 <= lost < 12  # of a sweep in five nothing is lost
+
+
+def test_the_gain_of_a_sweep_is_seen_in_its_image(monkeypatch):
+    labels = Volume(np.ones((24, 24, 30), np.uint8), Geometry((24, 24, 30), np.eye(4)))
+    bright = np.full((24, 1, 30), 1.0, np.float32)
+    bright[:, :, 15:] = 10 ** (-6 / 20)  # half of the sweep at -6 dB
+    monkeypatch.setattr(intensities, "_sweep_gain", lambda *_: bright)
+    image = image_from_labels(labels, TWO_BALLS, contrast="ultrasound", seed=1).array
+    step = image[4:20, 8:20, 2:13].mean() - image[4:20, 8:20, 17:28].mean()
+    assert step == pytest.approx(255 * 6 / p.DYNAMIC_RANGE_DB, rel=0.15)  # log compression: 28 grey values
 
 
 def test_smooth_field_has_unit_variance_and_is_smooth():

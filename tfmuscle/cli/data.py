@@ -26,12 +26,16 @@ PHANTOM_CONTRASTS = ("t1", "water", "ultrasound")
 )
 @click.option("--kind", type=click.Choice(PHANTOM_KINDS), default="bones", show_default=True, help="what is in them")
 @click.option("--contrast", type=click.Choice(PHANTOM_CONTRASTS), help="how tissues look [default: the kind's own]")
-def phantom_command(out: Path, subjects: int, seed: int, kind: str, contrast: str | None) -> None:
+@click.option("--spacing", type=float, nargs=3, metavar="X Y Z", help="voxel size in mm [default: the kind's own]")
+def phantom_command(
+    out: Path, subjects: int, seed: int, kind: str, contrast: str | None, spacing: tuple[float, float, float] | None
+) -> None:
     """Make a dataset of synthetic limbs with known volumes in OUT (nnU-Net layout)."""
     with quiet_start():
         from tfmuscle.workflows.data import phantom
 
-    phantom(out, subjects=subjects, seed=seed, kind=kind, contrast=contrast, progress=Bar())
+    settings = {"subjects": subjects, "seed": seed, "kind": kind, "contrast": contrast, "spacing": spacing}
+    checked(phantom, out, **settings, progress=Bar())
     click.echo(f"{subjects} {kind} phantoms in {out}; closed-form volumes in {out / 'volumes.json'}")
 
 

@@ -7,8 +7,9 @@ be seen of a border between two muscles is a thin fatty septum, as in a real ima
 Magnetic resonance, per channel: I = gain * |(blur(S) * B) + n| with S the tissue signal with septa, compact bone,
 infiltrated fat and texture, B a smooth field around 1, and n complex Gaussian noise, which makes the magnitude Rician
 (Gudbjartsson and Patz 1995). Ultrasound: the echo amplitude E of each tissue, lowered with depth and behind bone,
-times Rayleigh speckle (the magnitude of smoothed complex Gaussian noise), log-compressed to 0..255. In ultrasound the
-beam runs along axis 1, from index 0, and axis 2 is the sweep.
+times Rayleigh speckle (the magnitude of smoothed complex Gaussian noise), times the gain, log-compressed to 0..255. The
+gain drifts along the sweep, and is low where the probe lost contact. In ultrasound the beam runs along axis 1, from
+index 0, and axis 2 is the sweep.
 """
 
 import re
@@ -242,5 +243,22 @@ def _ultrasound(
     )
     speckle = np.hypot(*parts)
     echo *= speckle / np.sqrt(np.mean(speckle**2))
+    echo *= _sweep_gain(echo.shape, spacing, rng)
     level = 20 * np.log10(np.maximum(echo, 1e-6) / np.quantile(echo, 0.999))
     return (255 * np.clip(1 + level / p.DYNAMIC_RANGE_DB, 0.0, 1.0)).astype(np.float32)
+
+
+def _sweep_gain(shape: tuple[int, ...], spacing: tuple[float, ...], rng: np.random.Generator) -> np.ndarray:
+    """Amplitude `(I, 1, K)` of a gain that drifts along the sweep and fails where the probe lost contact, float32."""
+    drift = smooth_field((1, 1, shape[2]), spacing, p.DRIFT_MM, rng)
+    drift *= np.float32(rng.uniform(*p.DRIFT_DB) / max(float(np.ptp(drift)), 1e-6))
+    decibels = np.broadcast_to(drift - drift.mean(), (shape[0], 1, shape[2])).copy()
+    across, along = (np.arange(shape[axis]) * spacing[axis] for axis in (0, 2))
+    for _ in range(rng.integers(p.DROPOUTS + 1)):
+        at = rng.uniform(0, across[-1]), rng.uniform(0, along[-1])
+        near = [
+            np.exp(-(((place - c) / sd) ** 2) / 2)
+            for place, c, sd in zip((across, along), at, p.DROPOUT_MM, strict=True)
+        ]
+        decibels -= (rng.uniform(*p.DROPOUT_DB) * np.multiply.outer(*near))[:, None].astype(np.float32)
+    return 10 ** (decibels / 20)

@@ -126,6 +126,16 @@ DYNAMIC_RANGE_DB = 55.0
 """Log compression: echoes this far below the brightest are black."""
 ULTRASOUND_SEPTUM_MM = 1.6
 """Thickness of the bright aponeurosis between muscles, mm."""
+DRIFT_DB = (2.0, 8.0)
+"""Range of the span of the gain along a sweep, largest less smallest, dB: the hand presses now more, now less."""
+DRIFT_MM = 40.0
+"""Distance between control points of that gain along the sweep, mm: it takes seconds to change."""
+DROPOUTS = 4
+"""Largest number of places in a sweep at which the probe has lost contact, drawn from 0 on."""
+DROPOUT_MM = (8.0, 2.5)
+"""Sd of such a place across the beam and along the sweep, mm: a bubble or a dry edge, passed within some frames."""
+DROPOUT_DB = (6.0, 18.0)
+"""Range of the loss in the middle of such a place, dB, at all depths: from thin coupling to hardly any echo."""
 
 # --- painting a given label volume ------------------------------------------------------------------------------------
 HULL_CLOSING_MM = 14.0

@@ -5,6 +5,7 @@ what is in it; and decides how its scans become samples. `building.py` makes the
 """
 
 import glob
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,6 +36,7 @@ def phantom(
     seed: int = 0,
     kind: str = "bones",
     contrast: str | None = None,
+    spacing: tuple[float, float, float] | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Writes a dataset of synthetic limbs in nnU-Net's layout, with `volumes.json` of closed-form volumes in ml.
@@ -45,10 +47,11 @@ def phantom(
         seed: the same seed gives the same voxels.
         kind: one of `phantom.KINDS`.
         contrast: "t1", "water" (fat-suppressed) or "ultrasound"; the kind's own by default.
+        spacing: voxel size along x, y, z in mm; the kind's own by default. The field of view stays the same.
         progress: called with (subjects done, subjects in all, subject).
 
     Raises:
-        ValueError: an unknown kind or no subject.
+        ValueError: an unknown kind, no subject, or a spacing that is not positive.
         DataError: `out` holds something else.
     """
     out = Path(out)
@@ -58,13 +61,16 @@ def phantom(
         raise ValueError(f"subjects is {subjects}; at least one is needed")
     if contrast == "dixon":
         raise ValueError("contrast is 'dixon', of two channels; phantom datasets have one, choose t1 or water")
+    if spacing is not None and not all(0 < step < math.inf for step in spacing):
+        raise ValueError(f"spacing is {spacing}; three positive numbers in mm are needed")
     description = {"kind": kind, "seed": seed, "subjects": subjects} | ({"contrast": contrast} if contrast else {})
+    description |= {"spacing": list(spacing)} if spacing else {}
     _claim(out, description)
     volumes: dict[str, dict[str, float]] = {}
     with atomic_path(out) as folder:
         for number in range(subjects):
             subject_id = f"{kind}_{number:03d}"
-            made = make_phantom(kind, seed=seed * 100_003 + number, contrast=contrast)
+            made = make_phantom(kind, seed=seed * 100_003 + number, spacing=spacing, contrast=contrast)
             write_volume(folder / "imagesTr" / f"{subject_id}_0000.nii.gz", made.image)
             write_volume(folder / "labelsTr" / f"{subject_id}.nii.gz", made.labels)
             volumes[subject_id] = dict(made.volumes_ml)
