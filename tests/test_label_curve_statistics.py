@@ -90,7 +90,7 @@ class TestSubjects:
 
     def split(self, **changes):
         spec = DataSpec(LABELS, folds=2)
-        return supervised._split(RecordIndex(Path("r"), self.ENTRIES), spec, TrainConfig(fold=1, **changes))
+        return supervised.split_of(RecordIndex(Path("r"), self.ENTRIES), spec, TrainConfig(fold=1, **changes))
 
     @pytest.mark.parametrize("seed", [0, 1, 2])
     def test_fewer_are_always_among_more(self, seed):
@@ -111,10 +111,10 @@ class TestSubjects:
     def test_persons_without_a_labelled_sample_are_not_counted(self):
         entries = tuple(one | {"samples": 3 * (one["subject_id"] not in ("p1", "p5_left"))} for one in self.ENTRIES)
         index, spec = RecordIndex(Path("r"), entries), DataSpec(LABELS, folds=2)
-        split = supervised._split(index, spec, TrainConfig(fold=1, subjects=4))  # p0, p2, p3 and p5 for a right leg
+        split = supervised.split_of(index, spec, TrainConfig(fold=1, subjects=4))  # p0, p2, p3 and p5 for a right leg
         assert "p1" in split["unused"] and "p5_left" in split["train"]
         with pytest.raises(ValueError, match="subjects is 5; there are 4 persons to train on"):
-            supervised._split(index, spec, TrainConfig(fold=1, subjects=5))
+            supervised.split_of(index, spec, TrainConfig(fold=1, subjects=5))
 
     def test_too_many_are_refused(self):
         with pytest.raises(ValueError, match="subjects is 6; there are 5 persons to train on"):

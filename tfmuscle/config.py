@@ -33,7 +33,11 @@ FUSIONS = ("coverage", "count")
 PLACINGS = ("muscle", "group")
 PRETRAINING_METHODS = ("pcl", "gcl", "simclr")
 TELLING_SIDES = ("midline", "network")
-SCHEDULES = ("constant", "linear", "cosine", "polynomial", "plateau")
+SUPERVISIONS = ("decremental", "fixed", "full")
+PROPAGATION_MODES = ("halves", "per_window", "tbptt")
+ALIGNMENTS = ("window", "slice")
+FEEDBACKS = ("corrected", "predicted", "expert")
+SCHEDULES = ("constant", "linear", "cosine", "polynomial", "plateau", "last_two")
 OPTIMISERS = ("adam", "adamw", "sgd")
 AUGMENTATIONS = (
     "none", "light", "full", "nnunet", "mehrabi", "ni", "cheena", "cheena_coronal", "positional", "positional_paper",
@@ -351,6 +355,49 @@ class Pretraining(_Settings):
             raise ValueError(f"threshold is {self.threshold}; a share of the scan from above 0 to 1 is needed")
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}; a positive number is needed")
+
+
+@dataclass(frozen=True)
+class Propagation(_Settings):
+    """How a network learns to carry masks from slice to slice (IFSS-Net)."""
+
+    supervision: str = option(
+        "decremental",
+        "which slices count as drawn: fewer with every subject, three in every so many, or all",
+        choices=SUPERVISIONS,
+    )
+    every: int = option(100, "of so many slices three are drawn; for supervision fixed")
+    sweep: int = option(0, "slices of a sweep that gaps between drawn ones are meant for; 0 takes gaps as they are")
+    mode: str = option(
+        "halves",
+        "a step of the optimiser after each half of a sweep, after each window, or after `through` windows",
+        choices=PROPAGATION_MODES,
+    )
+    through: int = option(4, "windows that a gradient goes back through; for mode tbptt")
+    alignment: str = option(
+        "window",
+        "a slice nobody drew learns from the prediction at its position in the window before, or from that of itself",
+        choices=ALIGNMENTS,
+    )
+    feedback: str = option(
+        "corrected",
+        "masks fed to the next window: predictions with drawn slices put in, predictions alone, or drawn slices alone",
+        choices=FEEDBACKS,
+    )
+    l2: float = option(1e-5, "factor of the squared weights in the loss")
+    structures: tuple[str, ...] = option((), "structures to learn; none: all")
+    smallest: int = option(0, "a structure is followed from the first slice on which it has more pixels than this")
+    reverse: float = option(0.0, "share of sweeps that are gone through backwards")
+    mirror: float = option(0.0, "share of sweeps whose slices are mirrored")
+
+    def __post_init__(self) -> None:
+        self._check_choices()
+        self._check_positive("every", "through")
+        if self.sweep < 0 or self.smallest < 0 or not 0 <= self.l2 < math.inf:
+            raise ValueError("sweep, smallest and l2 must be finite and not negative")
+        for name in ("reverse", "mirror"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; a share from 0 to 1 is needed")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ POLYNOMIAL_POWER = 0.9
 """Exponent of the polynomial schedule (nnU-Net)."""
 PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.5, 10
 """The rate is halved after ten epochs without a better validation loss."""
+LAST_EPOCHS, LAST_EPOCHS_SHARE = 2, 0.1
+"""The schedule last_two ends with so many epochs at this share of the rate."""
 EMA_MEMORY = 0.9
 """Weight of the past in the moving average of the Dice (nnU-Net)."""
 
@@ -29,7 +31,7 @@ def learning_rate(config: TrainConfig, history: History) -> float:
 
     linear: `r (1 - e/100)`, whatever the number of epochs `E` (Cheena: 1e-4 - 1e-6 e); cosine:
     `r/2 (1 + cos(pi e/E))`; both at least 1 % of `r`; polynomial: `r (1 - e/E)^0.9`; plateau: `r / 2^k` after the k-th
-    plateau of the validation loss.
+    plateau of the validation loss; last_two: `r`, and `r/10` in the last two epochs (IFSS-Net).
 
     >>> learning_rate(TrainConfig(learning_rate=0.1, schedule="cosine", epochs=10), [])
     0.1
@@ -41,6 +43,8 @@ def learning_rate(config: TrainConfig, history: History) -> float:
         return max(rate * 0.5 * (1 + math.cos(math.pi * done)), rate * MINIMUM_RATE_SHARE)
     if config.schedule == "polynomial":
         return max(rate * (1 - done) ** POLYNOMIAL_POWER, rate * 1e-6)
+    if config.schedule == "last_two":
+        return rate * (LAST_EPOCHS_SHARE if len(history) >= config.epochs - LAST_EPOCHS else 1.0)
     if config.schedule == "plateau":
         return max(rate * PLATEAU_FACTOR ** _plateaus(history), rate * MINIMUM_RATE_SHARE)
     return rate

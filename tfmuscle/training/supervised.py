@@ -86,8 +86,8 @@ def fit(
     spec, index = load_spec(records), read_index(records)
     models.check_spec(config.model, spec, **model_options(config))
     check_comparable(config, num_folds=spec.folds)
-    split = _split(index, spec, config)
-    _check_shards(index, spec, split["train"] + split["validation"])
+    split = split_of(index, spec, config)
+    check_shards(index, spec, split["train"] + split["validation"])
     if prepare(run, spec, config, split, start=None if start is None else Path(start), resume=resume):
         return run
     if cleaning := recipe_cleaning(config.recipe.postprocessing, spec.label_map):
@@ -166,7 +166,8 @@ def _dataset_weights(index: RecordIndex, subjects: list[str]) -> list[float]:
     return inverse_frequencies([sum(column) for column in zip(*counts, strict=True)])
 
 
-def _check_shards(index: RecordIndex, spec: DataSpec, subjects: list[str]) -> None:
+def check_shards(index: RecordIndex, spec: DataSpec, subjects: list[str]) -> None:
+    """Refuses shards that are damaged, or made for other classes (DataError)."""
     for subject in subjects:
         entry = index.usable[subject]
         if problem := check_shard(index.folder / entry["file"], entry):
@@ -178,7 +179,8 @@ def _check_shards(index: RecordIndex, spec: DataSpec, subjects: list[str]) -> No
             )
 
 
-def _split(index: RecordIndex, spec: DataSpec, config: TrainConfig) -> dict[str, list[str]]:
+def split_of(index: RecordIndex, spec: DataSpec, config: TrainConfig) -> dict[str, list[str]]:
+    """Returns the subjects of every part, or says which fold or sample is missing."""
     if (highest := max(config.fold, config.left_out)) >= spec.folds:
         raise ValueError(f"fold {highest} does not exist: the records have {spec.folds} folds, 0 to {spec.folds - 1}")
     part_of = {config.left_out: "left_out", TEST: "test"}  # with none left out its number is that of the test subjects
