@@ -3,7 +3,7 @@
 An architecture is a function `<name>(input_shape, num_classes, *, ...) -> keras.Model` in `<name>.py`, with its facts
 in the constant `FACTS`: source, published input, classes and options, and what it takes (2 or 3 spatial axes; in-plane
 sizes, and for some a depth, in multiples of). All share the main input `image` and the main output `probabilities`,
-float32 under every precision policy.
+float32 under every precision policy; those that carry masks from slice to slice have further `inputs`.
 
 Listing and checking must not cost a TensorFlow import (4 s), so Keras is imported inside `build`, `load` and
 `describe` only, and `FACTS` is read from the source text, the way setuptools reads a version. To add an architecture,
@@ -68,6 +68,15 @@ def build(name: str, input_shape: tuple[int | None, ...], num_classes: int, **op
     return architecture(tuple(input_shape), num_classes, **options)
 
 
+def inputs(name: str) -> tuple[str, ...]:
+    """Returns the names of the inputs of an architecture, `image` first.
+
+    >>> inputs("unet"), inputs("ifss_net")
+    (('image',), ('image', 'mask'))
+    """
+    return _facts(name).get("inputs", ("image",))
+
+
 def load(path: str | Path) -> "keras.Model":
     """Loads a `.keras` file for prediction, without running any code that it may carry.
 
@@ -77,6 +86,7 @@ def load(path: str | Path) -> "keras.Model":
     import keras
 
     import tfmuscle.layers  # noqa: F401 (registers them)
+    import tfmuscle.losses.parametric  # noqa: F401 (the same)
 
     path = Path(path)
     if not path.is_file():
