@@ -26,6 +26,7 @@ CLI_FAMILIES = (
     "segmentations",
     "slices",
     "surfaces",
+    "sweeps",
     "ultrasound",
 )
 FLOORS = {

@@ -232,3 +232,20 @@ def test_real_surfaces_lie_on_their_label_volume(data_dir):
         assert (
             np.abs(np.stack([mesh.vertices.min(axis=0), mesh.vertices.max(axis=0)]) - box).max() < 2
         )  # two voxels of 1 mm
+
+
+def test_a_number_and_a_colour_for_every_vertex(tmp_path):
+    quality, colours = np.array([0.5, 1.5, -2.0, 4.0]), np.arange(12, dtype=np.uint8).reshape(4, 3)
+    write_mesh(tmp_path / "a.ply", TETRAHEDRON, quality=quality, colours=colours)
+    again = read_mesh(tmp_path / "a.ply")
+    assert np.array_equal(again.vertices, CORNERS) and np.array_equal(again.faces, TETRAHEDRON.faces)
+    body = (tmp_path / "a.ply").read_bytes().partition(b"end_header\n")[2]
+    rows = [struct.unpack_from("<4f3B", body, 19 * number) for number in range(4)]
+    assert [row[3] for row in rows] == quality.tolist() and [list(row[4:]) for row in rows] == colours.tolist()
+    for name, more in (
+        ("a.stl", {"colours": colours}),
+        ("a.ply", {}),
+        ("a.ply", {"colours": colours, "binary": False}),
+    ):
+        with pytest.raises(ValueError, match="quality and colours go together, into a binary .ply"):
+            write_mesh(tmp_path / name, TETRAHEDRON, quality=quality, **more)

@@ -24,6 +24,7 @@ from tfmuscle.cli import (
     segmentations,
     slices,
     surfaces,
+    sweeps,
     ultrasound,
 )
 from tfmuscle.cli.base import tfmuscle_group
@@ -45,6 +46,7 @@ __all__ = [
     "segmentations",
     "slices",
     "surfaces",
+    "sweeps",
     "tfmuscle_group",
     "ultrasound",
 ]

@@ -72,11 +72,28 @@ def read_mesh(path: str | Path, *, space: str | None = None) -> Mesh:
         raise DataError(f"{path}: not a usable surface ({one_line(error)}); export it again") from error
 
 
-def write_mesh(path: str | Path, mesh: Mesh, *, binary: bool = True, space: str = "ras") -> None:
+def write_mesh(
+    path: str | Path,
+    mesh: Mesh,
+    *,
+    binary: bool = True,
+    space: str = "ras",
+    quality: np.ndarray | None = None,
+    colours: np.ndarray | None = None,
+) -> None:
     """Writes a surface as PLY or STL in single precision, whole or not at all, and its space into the header.
 
+    Args:
+        path: `.ply` or `.stl`.
+        mesh: vertices in RAS+ mm.
+        binary: or ASCII.
+        space: "ras" or "lps", of the vertices in the file.
+        quality: `(V,)` a number for every vertex, e.g. an error in mm; in a binary PLY as property `quality`, which
+            MeshLab, ParaView and 3D Slicer read.
+        colours: `(V, 3)` uint8, red, green, blue of every vertex, with `quality`.
+
     Raises:
-        ValueError: the name ends otherwise, or `space` is neither "ras" nor "lps".
+        ValueError: the name ends otherwise, `space` is neither "ras" nor "lps", or there is no room for `quality`.
         DataError: the disk is full or the folder cannot be written to.
     """
     path = Path(path)
@@ -85,7 +102,13 @@ def write_mesh(path: str | Path, mesh: Mesh, *, binary: bool = True, space: str 
     if format_ is None:
         raise ValueError(f"{path}: surfaces are written as .ply or .stl; choose one of these endings")
     vertices = mesh.vertices * (_HALF_TURN if space == "lps" else 1.0)
-    content = format_(vertices.astype(np.float32), mesh.faces, binary=binary, note=f"SPACE={space.upper()}")
+    note = f"SPACE={space.upper()}"
+    if quality is None and colours is None:
+        content = format_(vertices.astype(np.float32), mesh.faces, binary=binary, note=note)
+    elif quality is None or colours is None or not binary or format_ is not _format_ply:
+        raise ValueError(f"{path}: quality and colours go together, into a binary .ply")
+    else:
+        content = _format_coloured_ply(vertices, mesh.faces, quality, colours, note=note)
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 
@@ -259,6 +282,19 @@ def _format_ply(vertices: np.ndarray, faces: np.ndarray, *, binary: bool, note: 
     table = np.empty(len(faces), dtype=[("length", "u1"), ("corners", "<i4", 3)])
     table["length"], table["corners"] = 3, faces
     return header + vertices.astype("<f4").tobytes() + table.tobytes()
+
+
+def _format_coloured_ply(
+    vertices: np.ndarray, faces: np.ndarray, quality: np.ndarray, colours: np.ndarray, *, note: str
+) -> bytes:
+    plain = _format_ply(np.empty((0, 3), np.float32), faces, binary=True, note=note)
+    head, _, body = plain.partition(b"end_header\n")
+    more = "".join(f"property {kind}\n" for kind in ("float quality", "uchar red", "uchar green", "uchar blue"))
+    head = head.replace(b"element vertex 0\n", f"element vertex {len(vertices)}\n".encode("ascii"))
+    head = head.replace(b"element face", f"{more}element face".encode("ascii"))
+    table = np.empty(len(vertices), dtype=[("place", "<f4", 3), ("quality", "<f4"), ("colour", "u1", 3)])
+    table["place"], table["quality"], table["colour"] = vertices, quality, colours
+    return head + b"end_header\n" + table.tobytes() + body
 
 
 def _format_stl(vertices: np.ndarray, faces: np.ndarray, *, binary: bool, note: str) -> bytes:
