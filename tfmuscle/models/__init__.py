@@ -122,6 +122,15 @@ def describe(name: str) -> dict[str, Any]:
     return about | {"parameters": model.count_params(), "trainable_parameters": trainable}
 
 
+def carries_masks(name: str) -> bool:
+    """Whether an architecture looks at masks of the slices before, besides the image.
+
+    >>> carries_masks("ifss_net"), carries_masks("unet")
+    (True, False)
+    """
+    return "mask" in _facts(name).get("inputs", ())
+
+
 def check_spec(name: str, spec: DataSpec, **options: Any) -> None:
     """Checks that an architecture takes the samples of `spec`, without building it.
 
@@ -157,7 +166,7 @@ def check_spec(name: str, spec: DataSpec, **options: Any) -> None:
 
 def _check_pooling(name: str, spec: DataSpec, options: Mapping[str, Any]) -> None:
     shape = spec.window if spec.is_volumetric else spec.size
-    levels, strides = options.get("levels"), options.get("strides")
+    levels, strides = options.get("levels", _facts(name).get("levels")), options.get("strides")
     try:
         if strides is not None:
             planned_poolings(strides, shape)

@@ -18,6 +18,7 @@ from typing import Any
 
 from keras import layers, ops
 
+from tfmuscle.losses.parametric import ParametricTversky
 from tfmuscle.models._pooling import nearest_multiple
 from tfmuscle.models.blocks import softmax
 
@@ -157,12 +158,15 @@ def up(x, *, dropout: float, name: str):
     return layers.Dropout(dropout, name=f"{name}_dropout")(x) if dropout else x
 
 
-def classified(x, num_classes: int, width: int, *, dropout: float, name: str):
-    """Returns probabilities: two last convolutions and the head; the softmax is float32."""
+def answer(x, num_classes: int, width: int, *, dropout: float, tversky: str | None):
+    """Returns probabilities: two last convolutions, a float32 softmax, and the weights of the loss if asked for."""
     x = conv_norm_relu(x, width, use_bias=False, name="last_first")
     x = conv_norm_relu(x, width, kernel=1, name="last_second")
     x = layers.Dropout(dropout, name="last_dropout")(x) if dropout else x
-    return softmax(layers.Conv3D(num_classes, 1, name="logits")(x), name=name)
+    logits = layers.Conv3D(num_classes, 1, name="logits")(x)
+    if tversky is None:
+        return softmax(logits)
+    return ParametricTversky(tversky, name="probabilities")(softmax(logits, name="softmax"))
 
 
 def check_window(input_shape: tuple[int | None, ...], filters: int, dropouts: dict[str, float]) -> None:
@@ -181,6 +185,14 @@ def check_window(input_shape: tuple[int | None, ...], filters: int, dropouts: di
     for name, share in dropouts.items():
         if not 0 <= share < 1:
             raise ValueError(f"{name} is {share!r}; a share from 0 to below 1 is needed")
+
+
+def check_positive(clstm_kernel: int, dilation_scale: float) -> None:
+    """Raises a ValueError when the kernel is even or below 1, or the scale is not positive."""
+    if type(clstm_kernel) is not int or clstm_kernel < 1 or clstm_kernel % 2 == 0:
+        raise ValueError(f"clstm_kernel is {clstm_kernel!r}; a positive odd number is needed")
+    if not dilation_scale > 0:
+        raise ValueError(f"dilation_scale is {dilation_scale!r}; a positive number is needed")
 
 
 def check_choice(name: str, value: Any, known: tuple) -> None:

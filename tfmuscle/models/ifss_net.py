@@ -22,12 +22,13 @@ from functools import partial
 import keras
 from keras import layers, ops
 
-from tfmuscle.losses.parametric import MODES, ParametricTversky
+from tfmuscle.losses.parametric import MODES
 from tfmuscle.models._ifss import (
     TEMPORAL,
+    answer,
     check_choice,
+    check_positive,
     check_window,
-    classified,
     conv_norm_relu,
     decoder,
     decoder_widths,
@@ -95,12 +96,10 @@ def ifss_net(
     Raises:
         ValueError: an option out of range, or a shape that does not fit.
     """
-    check_window(
-        input_shape,
-        filters,
-        {"dropout": dropout, "recurrent_dropout": recurrent_dropout, "outer_dropout": outer_dropout},
-    )
-    _check(input_shape, num_classes, clstm_kernel, dilation_scale)
+    shares = {"dropout": dropout, "recurrent_dropout": recurrent_dropout, "outer_dropout": outer_dropout}
+    check_window(input_shape, filters, shares)
+    check_positive(clstm_kernel, dilation_scale)
+    _check(input_shape, num_classes)
     check_choice("fusion", fusion, FUSIONS)
     check_choice("temporal", temporal, TEMPORAL)
     check_choice("refine", refine, REFINERS)
@@ -118,10 +117,8 @@ def ifss_net(
     skips, widths = [x, *reversed(skips[:-1])], decoder_widths(filters)
     decode = partial(decoder, fuse=feature_fusion) if refine == "ffm" else refiner
     x = decode(x, skips, widths, dropout=dropout)
-    held = tversky is not None
-    answer = classified(x, num_classes, widths[-1], dropout=dropout, name="softmax" if held else "probabilities")
-    answer = ParametricTversky(tversky, name="probabilities")(answer) if held else answer
-    return keras.Model([image, mask], answer, name="ifss_net")
+    probabilities = answer(x, num_classes, widths[-1], dropout=dropout, tversky=tversky)
+    return keras.Model([image, mask], probabilities, name="ifss_net")
 
 
 def _fuse(fusion: str):
@@ -157,14 +154,10 @@ def correlation_fusion(x, other, width: int, *, name: str):
     return conv_norm_relu(layers.Concatenate(name=f"{name}_both")([x, other, *matches]), width, name=name)
 
 
-def _check(input_shape: tuple[int | None, ...], num_classes: int, clstm_kernel: int, dilation_scale: float) -> None:
+def _check(input_shape: tuple[int | None, ...], num_classes: int) -> None:
     if input_shape[-1] != 1:
         raise ValueError(f"input_shape {tuple(input_shape)}: ifss_net takes one channel, for image and mask alike")
     if num_classes != 2:
         raise ValueError(
             f"num_classes is {num_classes}; ifss_net needs 2, a structure and the rest: carry each structure by itself"
         )
-    if type(clstm_kernel) is not int or clstm_kernel < 1 or clstm_kernel % 2 == 0:
-        raise ValueError(f"clstm_kernel is {clstm_kernel!r}; an odd number is needed")
-    if not dilation_scale > 0:
-        raise ValueError(f"dilation_scale is {dilation_scale!r}; a positive number is needed")
