@@ -239,15 +239,18 @@ def label_window(spec: DataSpec) -> tuple[int, int, int]:
     return spec.window if spec.is_volumetric else (1, *spec.size)
 
 
+def window_steps(spec: DataSpec) -> tuple[int, int, int]:
+    """Returns by how many voxels neighbouring windows lie apart at most: one slice, unless samples are volumes."""
+    steps = [max(1, math.floor(length * (1 - spec.overlap) + _ROUNDING)) for length in label_window(spec)]
+    return (steps[0] if spec.kind == "volumes" else 1), steps[1], steps[2]
+
+
 def _axis_starts(shape: tuple[int, ...], spec: DataSpec) -> list[list[int]]:
     """Returns the window starts of each axis, centred on an axis that is smaller than the window."""
-    window = label_window(spec)
-    starts = []
-    for axis, (size, length) in enumerate(zip(shape, window, strict=True)):
-        step = max(1, math.floor(length * (1 - spec.overlap) + _ROUNDING))
-        step = 1 if axis == 0 and spec.kind != "volumes" else step
-        starts.append(window_starts(size, length, step) if size >= length else [-((length - size) // 2)])
-    return starts
+    return [
+        window_starts(size, length, step) if size >= length else [-((length - size) // 2)]
+        for size, length, step in zip(shape, label_window(spec), window_steps(spec), strict=True)
+    ]
 
 
 def _cut(image: np.ndarray, labels: np.ndarray | None, spec: DataSpec) -> Iterator[dict[str, Any]]:

@@ -35,6 +35,8 @@ WEIGHTS_FILE = "best.keras"
 DONE_FILE = "about.json"
 PRETRAINING_FILE = "pretraining.json"
 """What a run folder of `pretrain` holds: its network has no probabilities."""
+PROPAGATION_FILE = "propagation.json"
+"""What the run folder of a network holds that carries masks from drawn slices (`inference.propagation`)."""
 MAIN_OUTPUT = "probabilities"
 FOLD_RUNS = "fold_*/run"
 """Where a folder of cross-validation keeps its runs."""
@@ -73,12 +75,12 @@ class Run:
 
         @tf.function(input_signature=[signature], autograph=False)
         def forward(images: tf.Tensor) -> tf.Tensor:
-            return tf.cast(_main_output(self.model, self.model(images, training=False)), tf.float32)
+            return tf.cast(main_output(self.model, self.model(images, training=False)), tf.float32)
 
         return forward
 
 
-def _main_output(model: keras.Model, outputs: Any) -> Any:
+def main_output(model: keras.Model, outputs: Any) -> Any:
     """Returns the output called `probabilities`, else the first one (full resolution under deep supervision)."""
     if isinstance(outputs, dict):
         return outputs[MAIN_OUTPUT] if MAIN_OUTPUT in outputs else next(iter(outputs.values()))
@@ -105,6 +107,10 @@ def load_run(run: str | Path) -> Run:
     if (path / PRETRAINING_FILE).is_file():
         raise DataError(
             f"{path}: was pre-trained and segments nothing; start from it with 'tfmuscle fit --from {path}'"
+        )
+    if (path / PROPAGATION_FILE).is_file():
+        raise DataError(
+            f"{path}: carries masks from drawn slices and labels no scan by itself; use 'tfmuscle propagate -m {path}'"
         )
     spec, config = DataSpec.load(path / SPEC_FILE), TrainConfig.load(path / CONFIG_FILE)
     if not (path / WEIGHTS_FILE).is_file():

@@ -16,6 +16,7 @@ networks need no more memory for the scan than one.
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -99,9 +100,9 @@ def mean_probabilities(run: Run, images: np.ndarray, *, mirror: bool) -> np.ndar
     Raises:
         DataError: the network returns something that is not a number.
     """
-    at_once, flips = max(1, WINDOW_BUDGET_VOXELS // int(np.prod(run.spec.window))), _flips(run, mirror)
+    at_once, copies = max(1, WINDOW_BUDGET_VOXELS // int(np.prod(run.spec.window))), mirrors(run, mirror)
     parts = (images[first : first + at_once] for first in range(0, len(images), at_once))
-    return np.concatenate([_predict((run,), [flips], part) for part in parts])
+    return np.concatenate([_predict((run,), [copies], part) for part in parts])
 
 
 def _members(run: Run | Sequence[Run]) -> tuple[Run, ...]:
@@ -119,11 +120,11 @@ def _stream(
         raise ValueError(f"batch_size is {batch_size}; at least one window is needed")
     origins = window_origins(array.shape[:3], spec)
     _prove(runs, array, origins)
-    flips = [_flips(run, mirror) for run in runs]
+    copies = [mirrors(run, mirror) for run in runs]
     stitcher = stitch(array.shape[:3], spec, spec.num_classes)
     samples, done = cut(array, None, spec), 0
     while batch := list(itertools.islice(samples, batch_size)):
-        probabilities = _predict(runs, flips, np.stack([sample["image"] for sample in batch]))
+        probabilities = _predict(runs, copies, np.stack([sample["image"] for sample in batch]))
         for sample, window in zip(batch, probabilities, strict=True):
             yield from stitcher.until(sample["start"])
             stitcher.add(sample["start"], window)
@@ -146,21 +147,45 @@ def _prove(runs: tuple[Run, ...], array: np.ndarray, origins: list[tuple[int, in
         engine.prove(images)
 
 
-def _flips(run: Run, mirror: bool) -> list[tuple[int, ...]]:
-    """Returns every combination of volume axes to mirror, the empty one first."""
-    recipe = run.config.recipe
-    trained = recipe_axes(recipe.augmentation, run.spec) if mirror and recipe.mirror else ()
-    axes = tuple(axis for axis in mirrored_axes(run.spec) if axis in trained)
-    return [combination for count in range(len(axes) + 1) for combination in itertools.combinations(axes, count)]
+@dataclass(frozen=True)
+class Mirror:
+    """One mirrored copy of a batch of samples, and the way back.
+
+    Attributes:
+        axes: of the batch, to reverse; none for the samples as they are.
+        channels: where each channel of the copy comes from; None when nowhere else.
+        classes: where each class of the answer comes from; None when nowhere else.
+    """
+
+    axes: tuple[int, ...] = ()
+    channels: tuple[int, ...] | None = None
+    classes: tuple[int, ...] | None = None
 
 
-def _predict(runs: tuple[Run, ...], flips: list[list[tuple[int, ...]]], images: np.ndarray) -> np.ndarray:
+def mirrors(run: Run, mirror: bool) -> list[Mirror]:
+    """Returns every combination of mirrored axes that the run was trained with; the samples as they are come first."""
+    recipe, spec = run.config.recipe, run.spec
+    trained = recipe_axes(recipe.augmentation, spec) if mirror and recipe.mirror else ()
+    axes = tuple(axis for axis in mirrored_axes(spec) if axis in trained)
+    shift = 1 if spec.is_volumetric else 0  # axis 1 of the volume is axis 2 of a 3D batch, but axis 1 of a 2D one
+    copies = []
+    for count in range(len(axes) + 1):
+        for some in itertools.combinations(axes, count):
+            exchanged = side_axis(spec) in some
+            classes = spec.label_map.flip_permutation() if exchanged else None
+            copies.append(
+                Mirror(tuple(axis + shift for axis in some), channel_order(spec) if exchanged else None, classes)
+            )
+    return copies
+
+
+def _predict(runs: tuple[Run, ...], mirrored: list[list[Mirror]], images: np.ndarray) -> np.ndarray:
     """Returns probabilities `(B, *label_shape, num_classes)`: the mean over runs of the mean over mirrored copies."""
     total: Any = 0
-    for run, copies in zip(runs, flips, strict=True):
+    for run, copies in zip(runs, mirrored, strict=True):
         mean: Any = 0
-        for flip in copies:
-            mean = mean + _predict_mirrored(run, images, flip)
+        for copy in copies:
+            mean = mean + _predict_mirrored(run, images, copy)
         if not np.isfinite(mean.sum()):
             raise DataError(
                 f"{run.path}: the network returns values that are not numbers; train again with a lower learning rate,"
@@ -170,15 +195,12 @@ def _predict(runs: tuple[Run, ...], flips: list[list[tuple[int, ...]]], images: 
     return total / len(runs)
 
 
-def _predict_mirrored(run: Run, images: np.ndarray, flip: tuple[int, ...]) -> np.ndarray:
-    """Returns what the network says of mirrored images, mirrored back; `flip` holds axes of the volume."""
-    if not flip:
+def _predict_mirrored(run: Run, images: np.ndarray, copy: Mirror) -> np.ndarray:
+    """Returns what the network says of a mirrored copy, mirrored back."""
+    if not copy.axes:
         return run.probabilities(images)
-    shift = 1 if run.spec.is_volumetric else 0  # axis 1 of the volume is axis 2 of a 3D batch, but axis 1 of a 2D one
-    axes = tuple(axis + shift for axis in flip)
-    exchanged = side_axis(run.spec) in flip
-    images = np.flip(images, axes)
-    if exchanged and (order := channel_order(run.spec)) is not None:
-        images = images[..., order]
-    probabilities = np.flip(run.probabilities(np.ascontiguousarray(images)), axes)
-    return probabilities[..., run.spec.label_map.flip_permutation()] if exchanged else probabilities
+    images = np.flip(images, copy.axes)
+    if copy.channels is not None:
+        images = images[..., copy.channels]
+    probabilities = np.flip(run.probabilities(np.ascontiguousarray(images)), copy.axes)
+    return probabilities if copy.classes is None else probabilities[..., copy.classes]

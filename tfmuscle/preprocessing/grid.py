@@ -27,7 +27,7 @@ from tfmuscle.volume import Geometry, Volume
 
 ANTIALIAS_FACTOR = 1.5
 """An axis is blurred before it becomes coarser by more than this: below, linear interpolation blurs enough."""
-_BLUR_SIGMAS = 4
+BLUR_SIGMAS = 4
 """The Gaussian is cut off this many sigma from its centre."""
 _INDEX_DIGITS = 6
 """Voxel indices are rounded to 1e-6 before the nearest is taken, so that halves fall one way along a whole axis."""
@@ -109,7 +109,7 @@ def _weights(scale: float, shift: float, size: int, new_size: int) -> scipy.spar
     weights = linear_weights(scale, shift, size, new_size)
     if abs(scale) > ANTIALIAS_FACTOR and size > 1:
         sigma = (abs(scale) - 1) / 2
-        steps = np.arange(-round(_BLUR_SIGMAS * sigma), round(_BLUR_SIGMAS * sigma) + 1)
+        steps = np.arange(-round(BLUR_SIGMAS * sigma), round(BLUR_SIGMAS * sigma) + 1)
         bell = np.exp(-0.5 * (steps / sigma) ** 2)
         neighbours = [np.clip(np.arange(size) + step, 0, size - 1) for step in steps]
         weights = weights @ _sparse(neighbours, [np.full(size, value) for value in bell / bell.sum()], size)

@@ -1,0 +1,1 @@
+"""A trained network as a bundle that other programs run."""
