@@ -12,7 +12,13 @@ from tfmuscle.labels import IGNORE, LabelMap
 from tfmuscle.losses import get_loss
 from tfmuscle.training import fit, model_options
 from tfmuscle.training.callbacks import read_history
-from tfmuscle.training.deep_supervision import coarse_labels, output_shapes, output_weights, with_coarse_labels
+from tfmuscle.training.deep_supervision import (
+    coarse_labels,
+    output_shapes,
+    output_shares,
+    output_weights,
+    with_coarse_labels,
+)
 from tfmuscle.workflows.learning import plan_training
 
 OPTIONS = {"filters": 4, "levels": 4, "norm": "none"}
@@ -46,6 +52,19 @@ def test_every_output_gets_labels_of_its_size_and_a_single_one_none():
     assert {name: tuple(part.shape[1:3]) for name, part in labels.items()} == output_shapes(model)
     plain = models.build("unet", spec.input_shape, 2, **OPTIONS)
     assert with_coarse_labels(batches, plain, spec) is batches
+
+
+def test_published_weights_come_before_the_rule():
+    unet = models.build("unet", (32, 32, 1), 2, deep_supervision=True, **OPTIONS)
+    expected = {"probabilities": 2 / 3, "probabilities_1": 1 / 3, "probabilities_2": 0}
+    assert output_shares(unet) == pytest.approx(expected)
+    assert output_shares(models.build("unet", (32, 32, 1), 2, **OPTIONS)) == {}
+    # 0.4, 0.5, 0.7, 0.8 for the four levels and for the four refined ones, 1 for the end
+    daf3d = models.build("daf3d", (3, 32, 32, 1), 2, filters=2, blocks=(1, 1, 1, 1), deep_supervision=True)
+    shares, whole = output_shares(daf3d), 1 + 2 * (0.4 + 0.5 + 0.7 + 0.8)
+    assert len(shares) == 9 and sum(shares.values()) == pytest.approx(1)
+    assert shares["probabilities"] == pytest.approx(1 / whole)
+    assert shares["probabilities_level4"] == shares["probabilities_refined4"] == pytest.approx(0.8 / whole)
 
 
 @pytest.fixture(scope="module")

@@ -77,6 +77,15 @@ def inputs(name: str) -> tuple[str, ...]:
     return _facts(name).get("inputs", ("image",))
 
 
+def output_weights(name: str) -> dict[str, float]:
+    """Returns what each output of an architecture weighs in its loss, as published; empty where nothing is.
+
+    >>> output_weights("daf3d")["probabilities_level1"]
+    0.4
+    """
+    return dict(_facts(name).get("output_weights", {}))
+
+
 def load(path: str | Path) -> "keras.Model":
     """Loads a `.keras` file for prediction, without running any code that it may carry.
 

@@ -1,9 +1,10 @@
 """Deep supervision: the coarser levels of a decoder answer too, and learn from the same labels made coarser.
 
-Weights of the outputs are nnU-Net's: 1, 1/2, 1/4, ... from fine to coarse, the coarsest 0, divided by their sum. The
-labels of a coarse cell are those of the voxel at its middle (`floor((i + 1/2) s)`, which is where a strided
-convolution looks as well), so that unlabelled voxels stay unlabelled and no class is invented between two others. All
-figures (Dice, the kept epoch) are those of the full-resolution output; the loss is the weighted sum.
+Weights of the outputs are nnU-Net's: 1, 1/2, 1/4, ... from fine to coarse, the coarsest 0; or those an architecture was
+published with (DAF3D); divided by their sum. The labels of a coarse cell are those of the voxel at its middle
+(`floor((i + 1/2) s)`, which is where a strided convolution looks as well), so that unlabelled voxels stay unlabelled
+and no class is invented between two others. All figures (Dice, the kept epoch) are those of the full-resolution output;
+the loss is the weighted sum.
 """
 
 import math
@@ -13,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfmuscle import models
 from tfmuscle.config import DataSpec, TrainConfig
 from tfmuscle.inference.runs import MAIN_OUTPUT
 
@@ -43,6 +45,15 @@ def output_weights(num_outputs: int) -> list[float]:
     if num_outputs > 1:
         weights[-1] = 0.0
     return [weight / sum(weights) for weight in weights]
+
+
+def output_shares(model: keras.Model) -> dict[str, float]:
+    """Returns the share of every output in the loss by name; empty for a model with a single tensor."""
+    outputs = list(output_shapes(model))
+    published = models.output_weights(model.name) if model.name in models.available() else {}
+    if outputs and published:
+        return {name: published[name] / sum(published.values()) for name in outputs}
+    return dict(zip(outputs, output_weights(len(outputs)), strict=True)) if outputs else {}
 
 
 def coarse_labels(labels: tf.Tensor, before: tuple[int, ...], after: tuple[int, ...]) -> tf.Tensor:

@@ -45,7 +45,7 @@ from tfmuscle.training.callbacks import (
     tensorboard,
     write_history,
 )
-from tfmuscle.training.deep_supervision import model_options, output_shapes, output_weights, with_coarse_labels
+from tfmuscle.training.deep_supervision import model_options, output_shapes, output_shares, with_coarse_labels
 from tfmuscle.training.optimisers import make_optimiser
 from tfmuscle.training.schedule import best_epoch, curves, should_stop
 from tfmuscle.training.transfer import TRANSFER_FILE, begin, identify
@@ -276,7 +276,7 @@ def _compiled(spec: DataSpec, config: TrainConfig, dataset_weights: list[float])
     model.compile(
         optimizer=make_optimiser(config),
         loss=dict.fromkeys(outputs, loss) if outputs else loss,
-        loss_weights=dict(zip(outputs, output_weights(len(outputs)), strict=True)) if outputs else None,
+        loss_weights=output_shares(model) or None,
         metrics={MAIN_OUTPUT: dice} if outputs else dice,
     )
     model.optimizer.build(model.trainable_variables)  # or TensorFlow traces the training step twice to make them
