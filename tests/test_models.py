@@ -25,16 +25,35 @@ SMALL = {
     "denseunet": {"blocks": (1, 1, 1, 1), "growth": 6},
     "latent_unet": {"filters": 2, "latent": 4},
     "hdenseunet": {"blocks_2d": (1, 1, 1, 1), "growth_2d": 6, "blocks_3d": (1, 1, 1, 1), "growth_3d": 2},
+    "ifss_net": {"filters": 5},
+    "seg_net_fs": {"filters": 5},
+    "vnet": {"filters": 2, "levels": 3},
+    "unet3d": {"filters": 2, "levels": 3},
+    "daf3d": {"filters": 4, "blocks": (1, 1, 1, 1)},
+    "pg_net": {"filters": 2, "features": 4, "blocks": (1, 1, 1, 1)},
 }
-THICK = {"hdenseunet": 4}
+THICK = {"hdenseunet": 4, "ifss_net": 3, "seg_net_fs": 3, "vnet": 3, "unet3d": 3, "daf3d": 3}
 """Depth of the samples of those that take volumes only."""
-COUNTS = {"denseunet": 49_750_725, "unet2d": 31_030_853}
+OF_KNOWN_SIZE = ("hdenseunet", "ifss_net", "seg_net_fs", "daf3d")
+COUNTS = {
+    "denseunet": 49_750_725,
+    "unet2d": 31_030_853,
+    "ifss_net": 6_217_186,
+    "seg_net_fs": 4_120_362,
+    "daf3d": 28_918_390,
+    "unet3d": 19_069_955 + 4 * (32 + 64 + 64 + 128 + 128 + 256 + 256 + 512 + 2 * (256 + 128 + 64)),  # batch norms
+}
 """Parameters by published figure or, for denseunet, by the formula of test_models_dense."""
 ONE_BONE = LabelMap({1: "femur"})
 
 
-def build_small(name, input_shape, num_classes=3, **options):
-    return models.build(name, input_shape, num_classes, **SMALL.get(name, {}), **options)
+def classes(name):
+    """Those that are told a mask know one structure and the rest."""
+    return 2 if len(models.inputs(name)) > 1 else 3
+
+
+def build_small(name, input_shape, **options):
+    return models.build(name, input_shape, classes(name), **SMALL.get(name, {}), **options)
 
 
 def spatial(name, height, width):
@@ -43,6 +62,12 @@ def spatial(name, height, width):
 
 def noise(*shape):
     return np.random.default_rng(0).normal(size=shape).astype("float32")
+
+
+def feed(model, count, *shape):
+    """Noise for every input of a model, by name where there are several."""
+    arrays = {tensor.name: noise(count, *shape, tensor.shape[-1]) for tensor in model.inputs}
+    return arrays if len(arrays) > 1 else arrays["image"]
 
 
 @pytest.fixture
@@ -57,14 +82,14 @@ class TestEveryModel:
     def test_contract(self, name, tmp_path):
         shape = spatial(name, 32, 64)
         model = build_small(name, (*shape, 1))
-        assert [tensor.name for tensor in model.inputs] == ["image"]
+        assert tuple(tensor.name for tensor in model.inputs) == models.inputs(name)
         assert model.output_names == ["probabilities"]
         assert model.name == name
-        images = noise(2, *shape, 1)
+        images = feed(model, 2, *shape)
         probabilities = model(images).numpy()
-        assert probabilities.shape == (2, *shape, 3)
+        assert probabilities.shape == (2, *shape, classes(name))
         assert probabilities.dtype == np.float32
-        # a float32 softmax of three terms
+        # a float32 softmax of two or three terms
         np.testing.assert_allclose(probabilities.sum(axis=-1), 1, atol=1e-6)
         assert probabilities.std() > 0
         model.save(tmp_path / "model.keras")
@@ -76,20 +101,20 @@ class TestEveryModel:
         policy(f"mixed_{half}")
         shape = spatial(name, 32, 32)
         model = build_small(name, (*shape, 1))
-        probabilities = model(noise(1, *shape, 1)).numpy()
+        probabilities = model(feed(model, 1, *shape)).numpy()
         assert probabilities.dtype == np.float32
         assert np.isfinite(probabilities).all()
         np.testing.assert_allclose(probabilities.sum(axis=-1), 1, atol=1e-6)
         assert any(layer.compute_dtype == half for layer in model.layers)
 
     def test_any_size(self, name):
-        if name in THICK:
-            with pytest.raises(ValueError, match="all sizes are needed, none may be None"):
+        if name in OF_KNOWN_SIZE:
+            with pytest.raises(ValueError, match=r"input_shape \(4, None, None, 1\): .* are needed, .* may be None"):
                 build_small(name, (4, None, None, 1))
             return
-        model = build_small(name, (None, None, 1))
-        assert model(noise(1, 64, 32, 1)).shape == (1, 64, 32, 3)
-        assert model(noise(1, 32, 96, 1)).shape == (1, 32, 96, 3)
+        model, depth = build_small(name, (*spatial(name, None, None), 1)), spatial(name, 0, 0)[:-2]
+        for height, width in ((64, 32), (32, 96)):
+            assert model(feed(model, 1, *depth, height, width)).shape == (1, *depth, height, width, classes(name))
 
     def test_describes_itself(self, name):
         if name == "hdenseunet":
@@ -127,21 +152,23 @@ def test_listing_and_checking_do_not_import_tensorflow():
     code = (
         "import sys; from tfmuscle import models\n"
         "from tfmuscle.config import DataSpec; from tfmuscle.labels import LabelMap\n"
-        "thick = {'hdenseunet': {'kind': 'volumes', 'depth': 8}}\n"
+        f"thick = {THICK}\n"
         "for name in models.available():\n"
-        "    models.check_spec(name, DataSpec(LabelMap({1: 'femur'}), **thick.get(name, {})))\n"
+        "    kind = {'kind': 'volumes', 'depth': thick[name]} if name in thick else {}\n"
+        "    models.check_spec(name, DataSpec(LabelMap({1: 'femur'}), **kind))\n"
         "assert not {'tensorflow', 'keras'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_available():
-    backbones = ["mobilenetv2_unet", "resnet34_unet", "resnet50_unet"]
-    others = ["segnet", "unet", "unet2d", "vgg19_unet"]
-    assert models.available() == ["denseunet", "fcn8s", "hdenseunet", "latent_unet", *backbones, *others]
+    backbones = ["mobilenetv2_unet", "resnet34_unet", "resnet50_unet", "vgg19_unet"]
+    propagating = ["ifss_net", "pg_net", "seg_net_fs"]
+    others = ["daf3d", "denseunet", "fcn8s", "hdenseunet", "latent_unet", "segnet", "unet", "unet2d", "unet3d", "vnet"]
+    assert models.available() == sorted(backbones + propagating + others)
     with pytest.raises(ValueError, match="no model is called 'resnet34'; did you mean 'resnet34_unet'"):
         models.build("resnet34", (32, 32, 1), 2)
-    with pytest.raises(ValueError, match="no model is called 'blocks'; there are denseunet, "):
+    with pytest.raises(ValueError, match="no model is called 'blocks'; there are daf3d, "):
         models.describe("blocks")
 
 
@@ -177,7 +204,7 @@ def test_describe_without_the_package(monkeypatch):
             "vgg19_unet",
             {"kind": "volumes", "depth": 32},
             {},
-            r"kind 'volumes': vgg19_unet takes slices or stacks; .* a 3D model \(fcn8s, hdenseunet, segnet, unet\)",
+            r"kind 'volumes': vgg19_unet takes slices or stacks; .* a 3D model \(daf3d, fcn8s, .*, vnet\)",
         ),
         (
             "hdenseunet",

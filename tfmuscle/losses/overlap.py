@@ -8,20 +8,26 @@ from keras import ops
 from tfmuscle.losses.targets import SMALLEST_PROBABILITY, checked, prepare, sum_axes
 
 
-def dice_loss(g, p, *, batch_dice: bool | None = None, background: bool = False, smooth: float = 1e-5):
-    """Returns 1 - mean over classes of (2 Σpg + ε) / (Σp + Σg + ε).
+def dice_loss(
+    g, p, *, batch_dice: bool | None = None, background: bool = False, squared: bool = False, smooth: float = 1e-5
+):
+    """Returns 1 - mean over classes of (2 Σpg + ε) / (Σp + Σg + ε), or with Σp² and Σg² in the denominator.
 
     Args:
         g: truth.
         p: probabilities.
         batch_dice: sum over the batch too; None does so for 2D images, as nnU-Net.
         background: count background as a class.
+        squared: square in the denominator, as V-Net; the same for probabilities of 0 and 1.
         smooth: ε.
     """
     pooled = len(p.shape) == 4 if batch_dice is None else batch_dice
     axes = sum_axes(p, batch=pooled)
     g, p = (g, p) if background else (g[..., 1:], p[..., 1:])
-    overlap, total = ops.sum(p * g, axis=axes), ops.sum(p, axis=axes) + ops.sum(g, axis=axes)
+    overlap = ops.sum(p * g, axis=axes)
+    if squared:
+        g, p = ops.square(g), ops.square(p)
+    total = ops.sum(p, axis=axes) + ops.sum(g, axis=axes)
     return 1 - ops.mean((2 * overlap + smooth) / (total + smooth))
 
 
@@ -54,11 +60,12 @@ class Dice(keras.losses.Loss):
     source = "nnU-Net (Isensee et al. 2021)"
     formula = "1 - mean_c (2Σpg + ε) / (Σp + Σg + ε), c foreground, Σ per sample in 3D and over the batch in 2D"
 
-    def __init__(self, *, batch_dice=None, background=False, smooth=1e-5, name="dice"):
+    def __init__(self, *, batch_dice=None, background=False, squared=False, smooth=1e-5, name="dice"):
         super().__init__(name=name, dtype="float32")
         self.options = {
             "batch_dice": batch_dice,
             "background": background,
+            "squared": squared,
             "smooth": checked("smooth", smooth, positive=True),
         }
 
