@@ -61,9 +61,17 @@ PUBLISHED: dict[str, Preset] = {
             "momentum": 0.9,
             "weight_decay": 1e-5,
         },
+        # Ten thigh phantoms, validation Dice after 400 steps: cross-entropy at 1e-3 0.27, Dice and cross-entropy at 5e-3
+        # (without mirroring) 0.89. Steps are counted, or one labelled subject would get two of them in an epoch.
         laptop={
             "data": {"size": (64, 64)},
-            "training": {"epochs": 30, "learning_rate": 1e-3, "model_options": {"filters": 8, "max_filters": 128}},
+            "training": {
+                "epochs": 8,
+                "steps": 30,
+                "learning_rate": 5e-3,
+                "model_options": {"filters": 8, "max_filters": 128},
+            },
+            "recipe": {"loss": "dice_cross_entropy"},
             "pretraining": {"epochs": 20, "model_options": {"filters": 8, "max_filters": 128}},
         },
     ),
