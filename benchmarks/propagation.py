@@ -1,0 +1,259 @@
+"""Ways to label sweeps of which a few slices are drawn, under the same protocols, in one table.
+
+    python benchmarks/propagation.py -d DATASET -o OUT [--subjects ID ...] [--protocols start every100 share3]
+        [--methods interpolate grow watershed registration] [--carry NAME=RUN ...] [--segment NAME=RUN ...]
+        [--structures NAME ...] [--every 100] [--shown 1]
+
+`--methods` and `--carry` (runs of `fit --preset ifss_net`) label every sweep with `tfmuscle propagate` from the slices
+that a protocol draws; `--segment` (ordinary runs) labels it with `tfmuscle predict` from none, and stands beside them.
+Then `tfmuscle evaluate` measures, and `tfmuscle sweep-tables` compares. What is there stays on a rerun, so that more
+methods can be added to a folder; a table is made of all that is asked for.
+
+    OUT/<protocol>/                          a dataset whose labels have the ignore id on the drawn slices
+    OUT/<protocol>/drawn/<subject>.nii.gz    the labels of those slices alone
+    OUT/<protocol>/methods/<name>/labels, /evaluation
+    OUT/tables/
+
+Protocols.
+
+* `start`: three slices in a row. The published sweeps begin with them; here they lie where the muscles are all seen
+  best, because a sweep begins where some of them do not exist: the three slices on which the smallest share of any
+  muscle's largest area is largest. Masks are carried from there to both ends.
+* `every100`: the published "three in every 100" is 14 places along a sweep of 1400 slices, each 0.2 % of it. A sweep of
+  N slices has as many places (`--every` 100 of `--sweep` 1400), evenly spread from the first to the last slice with a
+  muscle, and at each max(1, 3 N / 1400) slices in a row: the muscles change as much between two of them as there. The
+  share of drawn slices is then larger (14 of 80 slices are 18 %).
+* `share3`: the other reading. 3 % of the slices, three at least, one by one, evenly spread.
+
+No leak. The slices that were drawn are known to a method, and a protocol that draws them all measures nothing: they
+have the ignore id in the references, so that no figure looks at them, and where less than half of the slices with a
+muscle are left, the protocol is refused. (The released evaluation of IFSS-Net can be fed the truth at every window.)
+"""
+
+import argparse
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfmuscle.cli import tfmuscle_group
+from tfmuscle.errors import DataError
+from tfmuscle.files import provenance, read_json, write_json
+from tfmuscle.io import read_label_image, write_volume
+from tfmuscle.labels import LabelMap
+from tfmuscle.metrics import slice_axis
+from tfmuscle.subjects import Dataset, Subject, read_dataset
+
+IGNORE_ID = 255
+PROTOCOLS = ("start", "every100", "share3")
+METHODS = ("interpolate", "grow", "watershed", "registration")
+STARTING = 3
+"""Slices that the published networks start from."""
+LEAST_LEFT = 0.5
+"""Share of the slices with a muscle that must be left to be measured."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = _options(arguments)
+    try:
+        dataset = read_dataset(options.dataset)
+        subjects = [
+            subject for subject in dataset.subjects if not options.subjects or subject.subject_id in options.subjects
+        ]
+        if missing := set(options.subjects) - {subject.subject_id for subject in subjects}:
+            raise DataError(f"{options.dataset}: holds no {', '.join(sorted(missing))}; check the names")
+        names = options.structures or list(dataset.label_map.structures)
+        label_map = LabelMap({dataset.label_map.id_of(name): name for name in names}, ignore=IGNORE_ID)
+        for protocol in options.protocols:
+            prepare(protocol, dataset, subjects, label_map, options)
+            for name, words in _ways(options).items():
+                run_way(options.output / protocol, name, words, options, [subject.subject_id for subject in subjects])
+        tabulate(options)
+    except (DataError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-d", "--dataset", type=Path, required=True)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--subjects", nargs="*", default=[], help="test subjects [all]")
+    parser.add_argument("--structures", nargs="*", default=[], help="structures to label [all]")
+    parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=["start", "every100"])
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--carry", nargs="*", default=[], metavar="NAME=RUN", help="networks that carry masks")
+    parser.add_argument("--segment", nargs="*", default=[], metavar="NAME=RUN", help="networks that segment")
+    parser.add_argument("--every", type=int, default=100, help="protocol every100: slices from place to place [100]")
+    parser.add_argument("--sweep", type=int, default=1400, help="length of the sweeps that --every is meant for [1400]")
+    parser.add_argument("--part", default="test", help="what the subjects are, for the tables [test]")
+    parser.add_argument("--shown", type=int, default=1, help="subjects with curves and surfaces [1]")
+    options = parser.parse_args(arguments)
+    if wrong := [word for word in (*options.carry, *options.segment) if "=" not in word]:
+        parser.error(f"{wrong[0]!r} is not NAME=RUN")
+    return options
+
+
+def starting_slices(labels: np.ndarray, ids: Iterable[int]) -> list[int]:
+    """Returns three slices in a row of `(N, H, W)` ids, those on which all structures are seen best."""
+    areas = np.array([[np.count_nonzero(plane == key) for plane in labels] for key in ids], dtype=float)
+    areas = areas[areas.any(axis=1)]
+    shares = (areas / areas.max(axis=1, keepdims=True)).min(axis=0)
+    if not shares.any():
+        raise ValueError("no slice shows all structures; leave some out with --structures")
+    middle = int(np.clip(shares.argmax(), 1, len(labels) - 2))
+    return list(range(middle - 1, middle + 2))
+
+
+def drawn_slices(
+    protocol: str, labels: np.ndarray, ids: Iterable[int], *, every: int = 100, sweep: int = 1400
+) -> list[int]:
+    """Returns the slices of `(N, H, W)` ids that a protocol draws.
+
+    >>> blocks = np.ones((80, 1, 1), int)
+    >>> drawn_slices("every100", blocks, [1])
+    [0, 6, 12, 18, 24, 30, 36, 43, 49, 55, 61, 67, 73, 79]
+    >>> drawn_slices("share3", blocks, [1])
+    [0, 40, 79]
+    """
+    ids = list(ids)
+    present = np.flatnonzero(np.isin(labels, ids).any(axis=(1, 2)))
+    if protocol == "start":
+        drawn = starting_slices(labels, ids)
+    else:
+        first, last = int(present[0]), int(present[-1])
+        places = max(3, round(0.03 * len(labels))) if protocol == "share3" else max(2, sweep // every)
+        run = max(1, round(STARTING * len(labels) / sweep)) if protocol == "every100" else 1
+        begins = np.rint(np.linspace(first, last - run + 1, places)).astype(int)
+        drawn = sorted({int(begin) + offset for begin in begins for offset in range(run)})
+    left = len(set(present.tolist()) - set(drawn)) / len(present)
+    if left < LEAST_LEFT:
+        raise ValueError(
+            f"{protocol} draws {len(drawn)} of {len(labels)} slices; {left:.0%} of those with a structure are left to"
+            f" be measured, {LEAST_LEFT:.0%} are needed: a method must not be fed what it is measured on"
+        )
+    return drawn
+
+
+def prepare(
+    protocol: str, dataset: Dataset, subjects: list[Subject], label_map: LabelMap, options: argparse.Namespace
+) -> None:
+    """Writes the drawn slices of every subject, and references that are silent about them."""
+    folder = options.output / protocol
+    settings = {"every": options.every, "sweep": options.sweep, "dataset": dataset.name, "labels": label_map.to_dict()}
+    note = folder / "protocol.json"
+    if note.exists() and (before := read_json(note))["settings"] != settings:
+        raise DataError(f"{folder}: was made with {before['settings']}, not with {settings}; name another folder")
+    drawn: dict[str, list[int]] = read_json(note)["drawn"] if note.exists() else {}
+    for subject in subjects:
+        if subject.subject_id in drawn:
+            continue
+        truth = read_label_image(subject.labels)
+        axis = slice_axis(truth.geometry)
+        array = np.where(np.isin(truth.array, label_map.ids[1:]), truth.array, 0).astype(np.uint8)
+        planes = np.moveaxis(array, axis, 0)
+        slices = drawn_slices(protocol, planes, label_map.ids[1:], every=options.every, sweep=options.sweep)
+        few, silent = np.zeros_like(array), array.copy()
+        np.moveaxis(few, axis, 0)[slices] = planes[slices]
+        np.moveaxis(silent, axis, 0)[slices] = IGNORE_ID
+        name = f"{subject.subject_id}.nii.gz"
+        write_volume(folder / "drawn" / name, truth.with_array(few))
+        write_volume(folder / "labelsTr" / name, truth.with_array(silent))
+        image = folder / "imagesTr" / f"{subject.subject_id}_0000.nii.gz"
+        image.parent.mkdir(exist_ok=True)
+        shutil.copy(subject.images[0], image)
+        drawn[subject.subject_id] = slices
+        print(f"{protocol} {subject.subject_id}: {len(slices)} of {len(planes)} slices drawn: {slices}", flush=True)
+    about = {"name": dataset.name, "channel_names": dict(enumerate(dataset.channels)), "file_ending": ".nii.gz"}
+    count = len(list((folder / "labelsTr").glob("*.nii.gz")))
+    write_json(folder / "dataset.json", about | {"labels": label_map.to_dict(), "numTraining": count})
+    names = {key: value for key, value in label_map.to_dict().items() if value != IGNORE_ID}
+    write_json(folder / "drawn" / "dataset.json", {"labels": names})
+    write_json(note, {"settings": settings, "drawn": drawn})
+
+
+def _ways(options: argparse.Namespace) -> dict[str, list[str]]:
+    """Returns name -> the words that make a command of it."""
+    ways = {name: ["propagate", "--method", name] for name in options.methods}
+    ways |= {word.partition("=")[0]: ["propagate", "-m", word.partition("=")[2]] for word in options.carry}
+    return ways | {word.partition("=")[0]: ["predict", "-m", word.partition("=")[2]] for word in options.segment}
+
+
+def run_way(folder: Path, name: str, words: list[str], options: argparse.Namespace, subjects: list[str]) -> None:
+    """Labels what has no labels yet, and evaluates if anything is new."""
+    own = folder / "methods" / name
+    note_path = own / "labels" / "predictions.json"
+    note: dict[str, Any] = read_json(note_path) if note_path.exists() else {"seconds": {}, "subjects": []}
+    fresh = False
+    for subject in subjects:
+        path = own / "labels" / f"{subject}.nii.gz"
+        if path.exists():
+            continue
+        twins = [
+            other / "methods" / name / "labels" / path.name for other in folder.parent.iterdir() if other != folder
+        ]
+        if words[0] == "predict" and (same := [twin for twin in twins if twin.exists()]):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(same[0].parent, path.parent, dirs_exist_ok=True)  # it is drawn from no slice
+            note = read_json(note_path)
+            continue
+        scan = folder / "imagesTr" / f"{subject}_0000.nii.gz"
+        more = ["-a", str(folder / "drawn" / f"{subject}.nii.gz")] if words[0] == "propagate" else []
+        started = time.monotonic()
+        call([*words, "-i", str(scan), *more, "-o", str(path)])
+        note["seconds"][subject] = round(time.monotonic() - started, 2)
+        note["subjects"] = sorted({*note["subjects"], subject})
+        fresh = True
+        write_json(note_path, note | _about(folder, name, words, options))
+        print(f"{folder.name} {name} {subject}: {note['seconds'][subject]:.1f} s", flush=True)
+    if fresh or not (own / "evaluation" / "metrics.json").exists():
+        call(["evaluate", "-i", str(own / "labels"), "-r", str(folder), "-o", str(own / "evaluation")])
+
+
+def _about(folder: Path, name: str, words: list[str], options: argparse.Namespace) -> dict[str, Any]:
+    """Returns what tables must know of a way, in the form of `predict`."""
+    about = read_json(folder / "dataset.json")
+    note = {"labels": about["labels"], "dataset": about["name"], "part": options.part, "model": name}
+    if words[1] == "-m":
+        run = Path(words[2])
+        config, made = (read_json(run / file) if (run / file).exists() else {} for file in ("train.json", "about.json"))
+        note |= {key: config.get(key) for key in ("model", "preset", "seed", "fold", "scale")}
+        note |= {"epochs": made.get("epochs"), "trained_on": made.get("hardware")}
+        note |= {"training_seconds": made.get("seconds")}
+    return note | {"made_with": provenance()}
+
+
+def call(words: list[str]) -> None:
+    """Runs a command of tfmuscle in this process.
+
+    Raises:
+        DataError: it failed.
+    """
+    try:
+        tfmuscle_group.main(words, standalone_mode=False)
+    except SystemExit as end:
+        if end.code:
+            raise DataError(f"tfmuscle {' '.join(words)}: failed, see above") from end
+
+
+def tabulate(options: argparse.Namespace) -> None:
+    """Compares all ways under all protocols, in one table."""
+    words = ["sweep-tables", "-o", str(options.output / "tables"), "--shown", str(options.shown)]
+    for protocol in options.protocols:
+        for name in _ways(options):
+            own = options.output / protocol / "methods" / name
+            words += ["-i", f"{name}/{protocol}={own / 'evaluation'}"]
+    call(words)
+    for protocol in options.protocols if options.shown else ():
+        folder = options.output / protocol
+        words = ["sweep-tables", "-o", str(options.output / f"tables_{protocol}"), "--shown", str(options.shown)]
+        for name in _ways(options):
+            own = folder / "methods" / name
+            words += ["-i", f"{name}={own / 'evaluation'}", "-p", f"{name}={own / 'labels'}"]
+        call([*words, "-r", str(folder / "labelsTr")])
+
+
+if __name__ == "__main__":
+    main()

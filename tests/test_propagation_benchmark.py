@@ -1,0 +1,123 @@
+"""What the benchmark of propagation draws, and that it never measures what a method was told."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tfmuscle.evaluation.muscles import read_measured
+from tfmuscle.files import read_json
+from tfmuscle.io import read_label_image, write_volume
+from tfmuscle.workflows.data import phantom
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+propagation = importlib.import_module("propagation")
+
+
+def cones(length=80):
+    """Structure 1 shrinks along the slices, from 40 pixels to 1; structure 2 grows, from slice 30 on."""
+    labels = np.zeros((length, 2, 64), np.uint8)
+    for index in range(length):
+        labels[index, 0, : max(1, 40 - index // 2)] = 1
+        labels[index, 1, : max(0, index - 29)] = 2
+    return labels
+
+
+def test_a_sweep_starts_where_all_are_seen_best():
+    # shares: (40 - i // 2) / 40 falls, (i - 29) / 50 grows; they meet at i = 56: 0.3 and 0.54; i = 51: 0.375 and 0.44,
+    # i = 49: 0.4 and 0.4
+    assert propagation.starting_slices(cones(), [1, 2]) == [48, 49, 50]
+    assert propagation.starting_slices(cones(), [1]) == [0, 1, 2]  # the best slice is the first
+    with pytest.raises(ValueError, match="no slice shows all structures; leave some out with --structures"):
+        apart = np.zeros((9, 1, 2), np.uint8)
+        apart[:4, 0, 0], apart[5:, 0, 1] = 1, 2
+        propagation.starting_slices(apart, [1, 2])
+
+
+@pytest.mark.parametrize(("length", "run"), [(80, 1), (1400, 3), (700, 2)])
+def test_places_of_the_published_protocol(length, run):
+    # 1400 / 100 = 14 places, 3 slices of 1400 each
+    drawn = propagation.drawn_slices("every100", np.ones((length, 1, 1), int), [1])
+    gaps = np.diff(drawn)
+    assert len(drawn) == 14 * run and (gaps == 1).sum() == 14 * (run - 1)
+    assert drawn[0] == 0 and drawn[-1] == length - 1
+    if length == 1400:
+        assert len(drawn) / length == 0.03
+
+
+def test_only_slices_with_a_structure_are_drawn():
+    labels = np.zeros((100, 1, 1), int)
+    labels[20:60] = 1
+    assert propagation.drawn_slices("share3", labels, [1]) == [20, 40, 59]
+    drawn = propagation.drawn_slices("every100", labels, [1])
+    assert drawn[0] == 20 and drawn[-1] == 59 and len(drawn) == 14
+
+
+def test_a_protocol_that_leaves_nothing_to_measure_is_refused():
+    with pytest.raises(
+        ValueError, match="draws 80 of 80 slices; 0% of those .* must not be fed what it is measured on"
+    ):
+        propagation.drawn_slices("every100", np.ones((80, 1, 1), int), [1], every=1)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("benchmark")
+    phantom(folder / "data", subjects=2, kind="ultrasound", seed=3, spacing=(4.8, 4.8, 5.0))
+    words = ["-d", folder / "data", "-o", folder / "out", "--protocols", "start", "share3", "--methods", "interpolate"]
+    propagation.main(list(map(str, words)))
+    return folder
+
+
+def test_references_are_silent_about_drawn_slices(made):
+    for protocol in ("start", "share3"):
+        folder = made / "out" / protocol
+        for subject, slices in read_json(folder / "protocol.json")["drawn"].items():
+            truth, few, silent = (
+                read_label_image(path / f"{subject}.nii.gz").array
+                for path in (made / "data/labelsTr", folder / "drawn", folder / "labelsTr")
+            )
+            others = np.setdiff1d(np.arange(30), slices)
+            assert len(slices) == 3 and (silent[:, :, slices] == 255).all() and not few[:, :, others].any()
+            assert np.array_equal(few[:, :, slices], truth[:, :, slices])
+            assert np.array_equal(silent[:, :, others], truth[:, :, others])
+
+
+def test_figures_do_not_change_when_a_method_is_wrong_on_drawn_slices(made):
+    own = made / "out/share3/methods/interpolate"
+    before = read_measured(own / "evaluation").rows
+    drawn = read_json(made / "out/share3/protocol.json")["drawn"]
+    for subject, slices in drawn.items():
+        labels = read_label_image(own / "labels" / f"{subject}.nii.gz")
+        wrong = labels.array.copy()
+        wrong[:, :, slices] = 1
+        write_volume(own / "labels" / f"{subject}.nii.gz", labels.with_array(wrong))
+    propagation.call(["evaluate", "-i", str(own / "labels"), "-r", str(made / "out/share3"), "-o", str(made / "again")])
+    after = read_measured(made / "again").rows
+    assert len(before) == 6
+    for one, other in zip(before, after, strict=True):
+        assert other["dice"] == one["dice"] and other["volume_error_percent"] == one["volume_error_percent"]
+
+
+def test_one_table_of_all_protocols(made):
+    rows = read_json(made / "out/tables/methods.json")["rows"]
+    assert {(row["method"], row["protocol"]) for row in rows} == {("interpolate", "start"), ("interpolate", "share3")}
+    assert (made / "out/tables_share3/surfaces").is_dir()
+
+
+def test_what_is_there_stays_and_other_settings_are_refused(made, capsys):
+    words = ["-d", made / "data", "-o", made / "out", "--protocols", "share3", "--methods", "interpolate"]
+    label = next((made / "out/share3/methods/interpolate/labels").glob("*.nii.gz"))
+    stamp = label.stat().st_mtime_ns
+    propagation.main(list(map(str, words)))
+    assert label.stat().st_mtime_ns == stamp
+    with pytest.raises(SystemExit, match="was made with .*; name another folder"):
+        propagation.main([*map(str, words), "--every", "50"])
+    for more, message in ((["--carry", "x"], "'x' is not NAME=RUN"), (["--protocols", "all"], "invalid choice")):
+        with pytest.raises(SystemExit):
+            propagation.main([*map(str, words), *more])
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="holds no nobody; check the names"):
+        propagation.main([*map(str, words), "--subjects", "nobody"])
