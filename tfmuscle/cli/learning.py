@@ -69,15 +69,22 @@ def demo_command(out: Path) -> None:
 @click.option(
     "--cascade", "cascade", multiple=True, metavar="NAME=VALUE", help="setting of a cascade, e.g. fine_voxels=100000"
 )
+@click.option(
+    "--propagation",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="setting of a network that carries masks from slice to slice, e.g. supervision=fixed",
+)
 @click.option("--resume", is_flag=True, help="go on with an interrupted run")
 def fit_command(source: Path, run: Path, preset: str | None, scale: str, start: Path | None, **options: Any) -> None:
     """Train a model on all folds but one, keeping the epoch that is best on that one."""
     with quiet_start():
         from tfmuscle.files import read_json
-        from tfmuscle.workflows.learning import fit, plan_training
+        from tfmuscle.workflows.learning import fit, plan_propagation, plan_training
         from tfmuscle.workflows.planning import training_plan
 
     resume, only, cascade = (options.pop(name) for name in ("resume", "only", "cascade"))
+    propagation = checked(parse_options, options.pop("propagation"), "--propagation")
     many = preset is not None and bool(PRESETS[preset].networks)
     if (only or cascade) and not many:
         raise click.UsageError("--only and --cascade are for presets of many networks, such as ni_cascade")
@@ -89,6 +96,8 @@ def fit_command(source: Path, run: Path, preset: str | None, scale: str, start: 
     few = {name: settings.pop(name, None) for name in ("labels", "names", "listed", "axis", "stack")}
     if given(few) and (many or few["labels"] is None):
         raise click.UsageError("--names, --slices, --axis and --stack go with --labels, with a preset of one network")
+    if propagation and (many or few["labels"] is not None):
+        raise click.UsageError("--propagation is for a network that carries masks, trained on a dataset or records")
     if many:
         if start is not None or given({key: settings.get(key) for key in ("left_out", "subjects")}):
             raise click.UsageError(f"--from, --left-out and --subjects are for one network; {preset} trains many")
@@ -104,10 +113,11 @@ def fit_command(source: Path, run: Path, preset: str | None, scale: str, start: 
         return
     plan = checked(training_plan, source, preset, scale=scale)
     config = checked(plan_training, settings, recipe=recipe, preset=preset, scale=scale, plan=plan, start=start)
+    carrying = checked(plan_propagation, config, propagation)
     bar = Bar()
     try:
         say = functools.partial(_note, bar)
-        checked(fit, source, run, config, start=start, resume=resume, progress=bar, say=say)
+        checked(fit, source, run, config, propagation=carrying, start=start, resume=resume, progress=bar, say=say)
     finally:
         bar.close()
     about = read_json(run / "about.json")

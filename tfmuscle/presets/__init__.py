@@ -12,10 +12,11 @@ from tfmuscle.presets.nnunet import NNUNET
 from tfmuscle.presets.preset import Preset
 from tfmuscle.presets.published import PUBLISHED
 from tfmuscle.presets.reduced import reduced_data, reduced_training
+from tfmuscle.presets.sweeps import SWEEPS
 
 __all__ = ["PRESETS", "Preset", "get_preset", "reduced_data", "reduced_training"]
 
-PRESETS: dict[str, Preset] = GENERAL | PUBLISHED | NNUNET
+PRESETS: dict[str, Preset] = GENERAL | PUBLISHED | NNUNET | SWEEPS
 
 
 def get_preset(name: str) -> Preset:

@@ -19,8 +19,9 @@ class Preset:
         cascade: fields of `Cascade`, for a recipe of many networks.
         networks: presets of the networks of groups and of muscles, for such a recipe.
         pretraining: fields of `TrainConfig` for an encoder that learns from unlabelled scans first (`pretrain`).
-        laptop: what `--scale laptop` decides besides the caps, in the parts "data", "training", "recipe", "cascade" and
-            "pretraining".
+        propagation: fields of `Propagation`, for a network that carries masks from slice to slice.
+        laptop: what `--scale laptop` decides besides the caps, in the parts "data", "training", "recipe", "cascade",
+            "pretraining" and "propagation".
     """
 
     about: str
@@ -32,4 +33,5 @@ class Preset:
     cascade: Mapping[str, Any] = field(default_factory=dict)
     networks: tuple[str, ...] = ()
     pretraining: Mapping[str, Any] = field(default_factory=dict)
+    propagation: Mapping[str, Any] = field(default_factory=dict)
     laptop: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

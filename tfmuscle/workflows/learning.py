@@ -6,12 +6,13 @@ from typing import Any
 
 from tfmuscle import models, training
 from tfmuscle.augmentation import notes
-from tfmuscle.config import DataSpec, Supervised, TrainConfig
+from tfmuscle.config import DataSpec, Propagation, Supervised, TrainConfig
 from tfmuscle.errors import DataError
 from tfmuscle.losses import get_loss
 from tfmuscle.presets import get_preset, reduced_training
 from tfmuscle.records import load_spec
 from tfmuscle.subjects import read_dataset
+from tfmuscle.training.propagation import CLASSES, check_propagation, fit_propagation
 from tfmuscle.workflows.building import Progress, build_records
 from tfmuscle.workflows.data import plan_spec
 from tfmuscle.workflows.planning import keep_plan, preset_plan
@@ -78,11 +79,33 @@ def _over(plan: Mapping[str, Any] | None, part: str, chosen: Mapping[str, Any]) 
     return merged
 
 
+def plan_propagation(config: TrainConfig, settings: Mapping[str, Any] | None = None) -> Propagation | None:
+    """Decides how a network learns to carry masks: the user's settings, then the preset's; None for other networks.
+
+    Args:
+        config: what is trained, and by which preset.
+        settings: fields of `Propagation` the user gave.
+
+    Raises:
+        ValueError: settings for a network that carries no masks, or one that cannot be.
+    """
+    if not models.carries_masks(config.model):
+        if settings:
+            raise ValueError(f"propagation: {config.model} carries no masks from slice to slice; choose ifss_net")
+        return None
+    chosen = get_preset(config.preset) if config.preset else None
+    values = dict(chosen.propagation) if chosen else {}
+    if chosen and config.scale == "laptop":
+        values |= chosen.laptop.get("propagation", {})
+    return Propagation.from_dict(values | dict(settings or {}))
+
+
 def fit(
     source: str | Path,
     run: str | Path,
     config: TrainConfig,
     *,
+    propagation: Propagation | None = None,
     start: str | Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
@@ -96,6 +119,8 @@ def fit(
         source: folder of records, or a dataset folder.
         run: run folder to make, or to go on with.
         config: what to train and how.
+        propagation: how a network learns that carries masks from slice to slice, from `plan_propagation`; as its preset
+            says by default.
         start: run whose weights the network starts with, layer by layer, as far as names and shapes agree.
         resume: go on with an interrupted run.
         progress: of the records first, then of the training; what it raises ends the training, which can be resumed.
@@ -114,27 +139,35 @@ def fit(
         records = run.with_name(run.name + "_records")
         plan = preset_plan(dataset, config.preset, scale=config.scale, records=records, progress=progress)
         spec = plan_spec(dataset, {}, preset=config.preset, scale=config.scale, plan=plan, progress=progress)
+    propagation = propagation or plan_propagation(config)
+    if propagation is not None and start is not None:
+        raise DataError(f"{start}: a network that carries masks does not start from another run; leave out --from")
     stages = stages_of(config)
     for stage in stages:
-        _check_fit(stage, spec, records)
-    if say is not None:
+        _check_fit(stage, spec, records, propagation)
+    if say is not None and propagation is None:
         for note in notes(config.recipe.augmentation, spec, mirror=config.recipe.mirror):
             say(note)
     if records != source:
         build_records(dataset, records, spec, progress=progress)
         keep_plan(plan, records)
+    if propagation is not None:
+        return fit_propagation(records, run, config, propagation, resume=resume, progress=progress)
     start = None if start is None else Path(start)
     return fit_stages(records, run, stages, start=start, resume=resume, progress=progress, say=say)
 
 
-def _check_fit(config: TrainConfig, spec: DataSpec, records: Path) -> None:
+def _check_fit(config: TrainConfig, spec: DataSpec, records: Path, propagation: Propagation | None) -> None:
     """Refuses a spec and a model that do not go together, before anything is written."""
     try:
         if "deep_supervision" in config.model_options:
             raise ValueError("model_options: leave deep_supervision out; it is the setting --deep-supervision of fit")
         options = training.model_options(config)
+        if propagation is not None:
+            check_propagation(spec, config, propagation)
         models.check_spec(config.model, spec, **options)
-        models.build(config.model, spec.input_shape, spec.num_classes, **options)
+        classes = spec.num_classes if propagation is None else CLASSES
+        models.build(config.model, spec.input_shape, classes, **options)
     except DataError:
         raise
     except (ValueError, TypeError) as error:

@@ -1,0 +1,283 @@
+"""Training of networks that carry masks from slice to slice: records of whole scans in, a run folder out (IFSS-Net).
+
+The user names records of whole scans (`kind="sequences"`, `patches="random"`) and a network that takes an image and a
+mask. One scan after the other is gone through from its first drawn slices to its end, window by window; what the
+network says of one window it is fed in the next, as it will be when it carries masks through a new scan. Scans have a
+fixed order in which fewer and fewer slices are drawn (`annotation.py`); the loss and the steps are those of
+`propagation_steps.py`, the windows those of `propagation_ways.py`.
+
+All structures of a scan go side by side, as samples of one batch, so that a scan counts as one volume with its two
+steps, whatever the number of structures; the network knows no classes. `structures` leaves some out: the paper trains
+one network a muscle. Nothing is drawn by chance but dropout, and `reverse` and `mirror` where asked for, which follow
+from (seed, epoch, scan).
+
+An epoch ends with the scans of the validation fold: each structure is carried from the first slices it has, as many as
+a window, to the end of the scan, and its Dice is taken of all labelled slices after those. No other slice is looked
+at. The mean over structures and scans decides which epoch is kept.
+
+The run folder is that of `fit` (`supervised.py`) with `propagation.json`; `history.csv` has α and β of the loss too.
+Memory is that of one scan in 16 bits, as its record is read, and of one window.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from tfmuscle import models
+from tfmuscle.config import DataSpec, Propagation, TrainConfig
+from tfmuscle.errors import DataError
+from tfmuscle.files import atomic_path, write_json
+from tfmuscle.inference.propagation import carrier_of
+from tfmuscle.inference.runs import PROPAGATION_FILE
+from tfmuscle.labels import IGNORE
+from tfmuscle.propagation.carriers import Carrier, carry
+from tfmuscle.records import Scan, load_spec, read_index, read_scan
+from tfmuscle.training import propagation_state
+from tfmuscle.training.callbacks import read_history, write_history
+from tfmuscle.training.optimisers import make_optimiser
+from tfmuscle.training.propagation_state import Place, load_state, save_state
+from tfmuscle.training.propagation_steps import Stepper
+from tfmuscle.training.propagation_ways import Way, fed_to, way_of, windows_of
+from tfmuscle.training.schedule import best_epoch, learning_rate, should_stop
+from tfmuscle.training.supervised import check_folder, check_shards, finish, prepare, split_of
+
+Progress = Callable[[int, int, str], None]
+CLASSES = 2
+"""Background and the structure that is carried."""
+_SHARE = 1000
+"""Steps of the progress per scan."""
+
+
+def fit_propagation(
+    records: str | Path,
+    run: str | Path,
+    config: TrainConfig,
+    settings: Propagation,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Trains one network on one fold and returns the run folder.
+
+    Args:
+        records: folder made by `build-records`, of whole scans.
+        run: folder to make; with `resume`, one that an interrupted run left.
+        config: architecture, optimisation, fold and seed.
+        settings: which slices are drawn, and how the network learns from them.
+        resume: go on where the run was interrupted, if need be in the middle of a scan.
+        progress: called with (thousandths of scans done, in all, note); what it raises ends the training, and the run
+            can be resumed.
+
+    Raises:
+        ValueError: the model does not take these records, or a setting that cannot be.
+        DataError: the records are incomplete, or the run folder holds another run.
+    """
+    records, run = Path(records), Path(run)
+    spec, index = load_spec(records), read_index(records)
+    check_propagation(spec, config, settings)
+    split = split_of(index, spec, config)
+    check_shards(index, spec, split["train"] + split["validation"])
+    check_folder(run, resume=resume)
+    _claim(run / PROPAGATION_FILE, settings)
+    done = prepare(run, spec, config, split, start=None, resume=resume)
+    write_json(run / PROPAGATION_FILE, settings.to_dict())
+    if done:
+        return run
+    paths = {part: [index.folder / index.path_of(subject) for subject in sorted(split[part])] for part in split}
+    keras.utils.set_random_seed(config.seed)
+    _Training(run, spec, config, settings, paths, progress).go()
+    return run
+
+
+def check_propagation(spec: DataSpec, config: TrainConfig, settings: Propagation) -> None:
+    """Refuses records, networks and settings that do not go together.
+
+    Raises:
+        ValueError: naming what does not fit, and what would.
+    """
+    models.check_spec(config.model, spec, **config.model_options)
+    if not models.carries_masks(config.model):
+        raise ValueError(f"model is {config.model!r}, which takes no masks; choose one that carries them: ifss_net")
+    if spec.kind != "sequences" or spec.patches != "random":
+        raise ValueError(
+            f"kind is {spec.kind!r} and patches {spec.patches!r}; build records of whole scans, with --kind sequences"
+            " --patches random"
+        )
+    if spec.num_channels != 1:
+        raise ValueError(f"{spec.num_channels} channels; masks are carried over scans of one channel")
+    if config.precision == "mixed_float16":
+        raise ValueError("precision is 'mixed_float16'; masks are carried in float32 or mixed_bfloat16")
+    if unknown := sorted(set(settings.structures) - set(spec.label_map.structures)):
+        known = ", ".join(spec.label_map.structures)
+        raise ValueError(f"structures: {', '.join(unknown)} are not among those of the records, {known}")
+
+
+def _claim(path: Path, settings: Propagation) -> None:
+    if path.exists() and (before := Propagation.load(path)) != settings:
+        old, new = before.to_dict(), settings.to_dict()
+        key = next(key for key in new if old[key] != new[key])
+        raise DataError(
+            f"{path}: {key} was {old[key]!r} when the run began and is {new[key]!r} now; resume with the same settings,"
+            " or name another folder"
+        )
+
+
+@dataclass(eq=False)
+class _Training:
+    """One run while it lasts."""
+
+    run: Path
+    spec: DataSpec
+    config: TrainConfig
+    settings: Propagation
+    paths: dict[str, list[Path]]
+    progress: Progress | None
+
+    def __post_init__(self) -> None:
+        self.model = _built(self.spec, self.config)
+        optimiser = make_optimiser(self.config)
+        optimiser.build(self.model.trainable_variables)
+        self.stepper = Stepper(self.model, optimiser, self.spec, self.settings)
+        self.carrier = carrier_of(self.model, self.spec, self.settings)
+        names = self.settings.structures or self.spec.label_map.structures
+        self.classes = [1 + self.spec.label_map.structures.index(name) for name in names]
+        self.place, self.fed = load_state(self.run / "state", self.stepper)
+        self.history = read_history(self.run / "history.csv")[: self.place.epoch]
+        self._saved = self._noted = time.monotonic()
+
+    def go(self) -> None:
+        """Trains the epochs that are left and completes the run folder."""
+        started, recipe = time.monotonic(), self.config.recipe
+        while self.place.epoch < self.config.epochs:
+            if should_stop(self.history, recipe.patience, recipe.patience_of):
+                break
+            self._train_epoch()
+            self._end_epoch()
+        steps = len(self.paths["train"])
+        seconds = time.monotonic() - started
+        finish(self.run, self.model, self.config, self.history, seconds=seconds, steps=steps)
+
+    def _train_epoch(self) -> None:
+        self.stepper.optimiser.learning_rate = learning_rate(self.config, self.history)
+        self._noted = time.monotonic()
+        for number in range(self.place.scan, len(self.paths["train"])):
+            way = self._way(number)
+            if way is not None:
+                self._follow(way)
+            self.place.scan, self.place.chunk, self.fed = number + 1, 0, None
+
+    def _way(self, number: int) -> Way | None:
+        draws = np.random.default_rng([self.config.seed, self.place.epoch, number]).random(2)
+        backwards, mirrored = draws < [self.settings.reverse, self.settings.mirror]
+        scan = read_scan(self.paths["train"][number], self.spec)
+        turns = {"backwards": bool(backwards), "mirrored": bool(mirrored)}
+        return way_of(scan, self.spec, self.settings, self.classes, subject=number, **turns)
+
+    def _follow(self, way: Way) -> None:
+        """Learns from one scan, from the chunk that is next."""
+        place = self.place
+        for number in range(place.chunk, len(way.chunks)):
+            chunk = way.chunks[number]
+            self.fed = fed_to(way, chunk, self.spec, self.fed)
+            windows = windows_of(way, chunk, self.spec, self.settings)
+            loss, self.fed = self.stepper.add(windows, self.fed, chunk.divisor)
+            if chunk.steps:
+                self.stepper.step()
+            place.loss, place.windows, place.chunk = place.loss + float(loss), place.windows + chunk.count, number + 1
+            if not math.isfinite(place.loss):
+                raise DataError(
+                    f"{self.run}: the loss is no longer a number in epoch {place.epoch + 1}; train anew with a lower"
+                    " --learning-rate"
+                )
+            self._save_now_and_then()
+            self._tell(place.scan + (number + 1) / len(way.chunks), f"loss {place.loss / place.windows:.3f}")
+
+    def _save_now_and_then(self) -> None:
+        now = time.monotonic()
+        self.place.seconds, self._noted = self.place.seconds + now - self._noted, now
+        if now - self._saved >= propagation_state.SAVE_SECONDS:
+            save_state(self.run / "state", self.stepper, self.place, self.fed)
+            self._saved = time.monotonic()
+
+    def _tell(self, scans: float, note: str) -> None:
+        if self.progress is not None:
+            of = len(self.paths["train"])
+            done = round(_SHARE * (self.place.epoch * of + scans))
+            self.progress(done, _SHARE * self.config.epochs * of, f"epoch {self.place.epoch + 1} {note}")
+
+    def _end_epoch(self) -> None:
+        """Validates, adds a row to the history, keeps the network if it is the best, and saves the state."""
+        place = self.place
+        if not place.windows:
+            raise DataError(
+                f"{self.run}: none of the structures is drawn on a scan with room for a window after it; name others"
+                " with --propagation structures=..., or lower smallest"
+            )
+        row = {"epoch": place.epoch + 1, "seconds": 0.0, "loss": place.loss / place.windows}
+        row |= self._validated() | self.stepper.weighting
+        row["learning_rate"] = float(learning_rate(self.config, self.history))
+        row["seconds"] = round(place.seconds + time.monotonic() - self._noted, 2)
+        self.history.append(row)
+        if best_epoch(self.history, self.config.recipe.selection) == len(self.history) - 1:
+            with atomic_path(self.run / "best.keras") as temporary:
+                self.model.save(temporary)
+        write_history(self.run / "history.csv", self.history)
+        self.place, self.fed = Place(epoch=place.epoch + 1), None
+        save_state(self.run / "state", self.stepper, self.place, None)
+        self._saved = time.monotonic()
+
+    def _validated(self) -> dict[str, float]:
+        found = []
+        for path in self.paths["validation"]:
+            self._tell(len(self.paths["train"]), f"validating {path.stem}")
+            scan = read_scan(path, self.spec)
+            found += carried_dice(self.carrier, scan, self.spec, self.settings, self.classes)
+        return {"val_dice": float(np.mean(found)) if found else math.nan} if self.paths["validation"] else {}
+
+
+def carried_dice(
+    carrier: Carrier, scan: Scan, spec: DataSpec, settings: Propagation, classes: list[int]
+) -> list[float]:
+    """Returns the Dice of each structure of a scan, carried from its first slices to the end of the scan.
+
+    Only labelled slices count, and none of those it was carried from. A structure that is on none of them, and is not
+    found there, has no Dice.
+    """
+    way = way_of(scan, spec, settings, classes, subject=0)
+    found = []
+    for number, start, given in zip(way.classes, way.starts, way.references, strict=True) if way else ():
+        overlap = total = 0
+        for place, mask in _carried(carrier, way, number, start, given):
+            truth = way.labels[place]
+            known = truth != IGNORE
+            if place >= start + given and known.any():
+                true = truth == number
+                overlap += 2 * np.count_nonzero(mask & true)
+                total += np.count_nonzero(mask & known) + np.count_nonzero(true)
+        if total:
+            found.append(overlap / total)
+    return found
+
+
+def _carried(carrier: Carrier, way: Way, number: int, start: int, given: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields slice and mask `(H, W)` bool of one structure."""
+    drawn = (way.labels[start : start + given] == number)[..., np.newaxis]
+    place = start
+    for masks, _ in carry(carrier, way.images[start:], drawn.astype(np.float32)):
+        for mask in masks[..., 0] > 0.5:
+            yield place, mask
+            place += 1
+
+
+def _built(spec: DataSpec, config: TrainConfig) -> keras.Model:
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(config.precision)
+    try:
+        return models.build(config.model, spec.input_shape, CLASSES, **config.model_options)
+    finally:
+        keras.config.set_dtype_policy(before)

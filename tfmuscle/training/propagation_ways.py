@@ -1,0 +1,149 @@
+"""A training scan as a way from slice to slice: what each window sees, and which of its slices count as drawn.
+
+A structure is followed from the first slice on which it is drawn and has more than `smallest` pixels: of an empty mask
+a network that knows no classes could not tell what it shall find. The next slices, as many as a window has, are drawn
+too if they are labelled; where they are not, the last drawn one stands for them. From there every structure goes to the
+end of the scan, also where it has ended before: that it ends is to be learned. With mode `tbptt` a structure begins
+with the first chunk of windows that begins on it.
+
+A slice counts as labelled when no voxel of it has the ignore id. Images and labels stay as they are in the record, in
+16 bits; only windows are cut to size and made float32.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from tfmuscle.config import DataSpec, Propagation
+from tfmuscle.errors import DataError
+from tfmuscle.inference.propagation import framed
+from tfmuscle.labels import IGNORE
+from tfmuscle.records import Scan
+from tfmuscle.training.annotation import drawn_slices
+from tfmuscle.training.propagation_steps import Chunk, Windows, chunks_of
+
+
+@dataclass(frozen=True, eq=False)
+class Way:
+    """A scan and what is known of it.
+
+    Attributes:
+        images: `(N, H, W)`.
+        labels: `(N, H, W)` class indices with `IGNORE`.
+        classes: structures, in the order in which they begin.
+        starts: the slice each begins on.
+        references: how many slices each begins with are drawn, 1 to w.
+        drawn: `(N,)` bool, slices drawn besides those.
+        chunks: of windows, counted from the first start.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    classes: tuple[int, ...]
+    starts: tuple[int, ...]
+    references: tuple[int, ...]
+    drawn: np.ndarray
+    chunks: tuple[Chunk, ...]
+
+    def active(self, chunk: Chunk) -> int:
+        """Returns how many of the structures have begun."""
+        return sum(start <= self.starts[0] + chunk.first for start in self.starts)
+
+
+def way_of(
+    scan: Scan,
+    spec: DataSpec,
+    settings: Propagation,
+    classes: Sequence[int],
+    *,
+    subject: int,
+    backwards: bool = False,
+    mirrored: bool = False,
+) -> Way | None:
+    """Returns the way through a scan, or None where none of the structures is on it.
+
+    Args:
+        scan: from `records.read_scan`.
+        spec: of the windows.
+        settings: which slices count as drawn.
+        classes: the structures to follow.
+        subject: number in the order of decreasing drawn slices.
+        backwards: from the last slice to the first; the same slices are drawn.
+        mirrored: with the columns of all slices reversed.
+
+    Raises:
+        DataError: fewer slices than a window has.
+    """
+    count, width = len(scan.labels), spec.depth
+    if count < width:
+        raise DataError(
+            f"{scan.subject_id}: {count} slices, but a window has {width}; leave the scan out, or build records with a"
+            " smaller --window"
+        )
+    turn = np.s_[:: -1 if backwards else 1, :, :: -1 if mirrored else 1]
+    images, labels = scan.image[..., 0][turn], scan.labels[turn]
+    labelled = np.array([(plane != IGNORE).all() for plane in labels])
+    drawn = drawn_slices(count, subject, settings)[turn[0]] & labelled
+    areas = np.array([[np.count_nonzero(plane == number) for plane in labels] for number in classes])
+    begins = (areas > settings.smallest) & labelled
+    begins = begins[:, : count - width + 1]
+    if not begins.any():
+        return None
+    first = int(begins.any(axis=0).argmax())
+    pace = settings.through if settings.mode == "tbptt" else 1
+    begun = sorted(
+        (first + pace * int(row[first::pace].argmax()), number)
+        for number, row in zip(classes, begins, strict=True)
+        if row[first::pace].any()
+    )
+    starts = tuple(start for start, _ in begun)
+    references = tuple(int(np.cumprod(labelled[start : start + width]).sum()) for start in starts)
+    chunks = tuple(chunks_of(count - width + 1 - starts[0], settings))
+    return Way(images, labels, tuple(number for _, number in begun), starts, references, drawn, chunks)
+
+
+def windows_of(way: Way, chunk: Chunk, spec: DataSpec, settings: Propagation) -> Windows:
+    """Returns what a chunk of windows is learned from."""
+    active, first = way.active(chunk), way.starts[0] + chunk.first
+    places = range(first, first + chunk.count)
+    slices = np.add.outer(np.arange(first, first + chunk.count), np.arange(spec.depth))  # (k, w)
+    starts, ends = (np.array(values)[:active] for values in (way.starts, np.add(way.starts, way.references)))
+    references = (slices[:, None] >= starts[:, None]) & (slices[:, None] < ends[:, None])
+    drawn = references | way.drawn[slices][:, None]
+    return Windows(
+        np.stack([_seen(way, place, spec) for place in places]),
+        np.stack([_masks(way, place, spec, active) for place in places]),
+        drawn,
+        references if settings.feedback == "predicted" else drawn,
+    )
+
+
+def fed_to(way: Way, chunk: Chunk, spec: DataSpec, fed: tf.Tensor | None) -> tf.Tensor:
+    """Returns the masks `(S, w, H, W, 1)` to feed to a chunk: of the window before, or drawn where a structure begins.
+
+    Args:
+        way: the scan.
+        chunk: the next one.
+        spec: of the windows.
+        fed: masks of the structures that had begun before.
+    """
+    active, before = way.active(chunk), 0 if fed is None else int(fed.shape[0])
+    if active == before:
+        return fed
+    masks = _masks(way, way.starts[0] + chunk.first, spec, active)
+    for number in range(before, active):
+        masks[number, way.references[number] :] = masks[number, way.references[number] - 1]
+    new = tf.constant(masks[before:])
+    return new if fed is None else tf.concat([fed, new], axis=0)
+
+
+def _seen(way: Way, place: int, spec: DataSpec) -> np.ndarray:
+    images = way.images[place : place + spec.depth].astype(np.float32)
+    return framed(images, spec.size, images.min())[..., np.newaxis]
+
+
+def _masks(way: Way, place: int, spec: DataSpec, active: int) -> np.ndarray:
+    labels = framed(way.labels[place : place + spec.depth], spec.size, 0)
+    return np.stack([labels == number for number in way.classes[:active]]).astype(np.float32)[..., np.newaxis]
