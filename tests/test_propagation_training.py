@@ -1,0 +1,477 @@
+"""Networks that learn to carry masks from slice to slice: what is drawn, what is learned from, and when they move."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfmuscle import models
+from tfmuscle.config import DataSpec, Propagation, Supervised, TrainConfig
+from tfmuscle.errors import DataError
+from tfmuscle.files import read_json
+from tfmuscle.inference import load_run
+from tfmuscle.inference.propagation import (
+    carrier_of,
+    carry_refreshed,
+    framed,
+    load_propagation,
+    network_carrier,
+    prepare,
+)
+from tfmuscle.labels import IGNORE, LabelMap
+from tfmuscle.losses.parametric import ParametricTversky
+from tfmuscle.propagation.carriers import Carrier, carry
+from tfmuscle.records import Scan, read_index, read_scan
+from tfmuscle.subjects import read_dataset
+from tfmuscle.training import propagation, propagation_state
+from tfmuscle.training.annotation import drawn_slices, gaps, scaled
+from tfmuscle.training.propagation import carried_dice, check_propagation, fit_propagation
+from tfmuscle.training.propagation_steps import Stepper, Windows, chunks_of
+from tfmuscle.training.propagation_ways import fed_to, way_of, windows_of
+from tfmuscle.training.schedule import learning_rate
+from tfmuscle.volume import Geometry, Volume
+from tfmuscle.workflows.building import build_records
+from tfmuscle.workflows.data import phantom, plan_spec
+from tfmuscle.workflows.learning import plan_propagation, plan_training
+
+SPEC = DataSpec(
+    LabelMap({1: "first", 2: "second"}), kind="sequences", depth=3, size=(4, 4), spacing=None, orientation=None,
+    patches="random",
+)  # fmt: skip
+PUBLISHED = "233 116 58 56 53 51 50 48 46 45 43 42 41 40 38 37 36 35 35 34 33 32 31 31 30 29 29 28 28"  # Al Chanti et al. 2021, of 1400 slices each
+
+
+def tiny(spec, config=None):
+    """A network of 39 weights, and the two of the loss."""
+    image, mask = (keras.Input((spec.depth, *spec.size, 1), name=name) for name in ("image", "mask"))
+    both = keras.layers.Concatenate()([image, mask])
+    x = keras.layers.Conv3D(2, (1, 3, 3), padding="same", name="conv")(both)
+    x = keras.layers.Softmax(name="softmax")(x)
+    return keras.Model([image, mask], ParametricTversky(name="probabilities")(x))
+
+
+def scan_of(labels, images=None):
+    labels = np.array(labels, np.int16)
+    images = np.zeros(labels.shape, np.float16) if images is None else images
+    return Scan(images[..., None].astype(np.float16), labels, np.zeros(1, np.float32), {}, "a")
+
+
+def stepper_of(**settings):
+    keras.utils.set_random_seed(1)
+    model = tiny(SPEC)
+    optimiser = keras.optimizers.SGD(1.0)
+    optimiser.build(model.trainable_variables)
+    return Stepper(model, optimiser, SPEC, Propagation(**settings))
+
+
+def some_windows(count, structures=1, drawn=(False, False, False), seed=0):
+    rng = np.random.default_rng(seed)
+    images = rng.normal(size=(count, 3, 4, 4, 1)).astype(np.float32)
+    truth = (rng.random((count, structures, 3, 4, 4, 1)) > 0.5).astype(np.float32)
+    known = np.broadcast_to(np.array(drawn), (count, structures, 3)).copy()
+    return Windows(images, truth, known, known), tf.constant(rng.random((structures, 3, 4, 4, 1)), tf.float32)
+
+
+class TestDrawnSlices:
+    def test_the_published_list(self):
+        counts = [int(drawn_slices(1400, number, Propagation()).sum()) for number in range(29)]
+        assert " ".join(map(str, counts)) == PUBLISHED
+        assert sum(counts) == 1408
+        assert gaps(4) == [6, 12, 24, 25]
+        assert gaps(1) == [6]
+
+    def test_they_are_even_and_in_range(self):
+        for number in range(29):
+            gap = gaps(number + 1)[-1]
+            found = np.flatnonzero(drawn_slices(1400, number, Propagation()))
+            assert np.array_equal(found, gap * np.arange(1400 // gap) + gap // 2)
+            assert found[-1] < 1400
+
+    @pytest.mark.parametrize(("every", "count"), [(100, 42), (200, 21), (300, 15)])
+    def test_the_fixed_regime(self, every, count):
+        found = np.flatnonzero(drawn_slices(1400, 7, Propagation(supervision="fixed", every=every)))
+        assert len(found) == count  # 42 of 1400 is the published 3 %, 21 are 1.5 %, 15 1.1 %
+        assert found[:4].tolist() == [0, 1, 2, every]
+
+    def test_gaps_of_a_sweep_of_another_length(self):
+        assert scaled(24, 700, Propagation(sweep=1400)) == 12
+        assert scaled(6, 80, Propagation(sweep=1400)) == 1
+        assert drawn_slices(700, 2, Propagation(sweep=1400)).sum() == 58  # as many as of 1400 slices
+        assert drawn_slices(80, 2, Propagation()).sum() == 3
+        assert drawn_slices(9, 0, Propagation(supervision="full")).all()
+
+
+class TestWays:
+    def test_the_number_of_windows(self):
+        labels = np.zeros((9, 4, 4))
+        labels[:, 1, 1] = 1
+        way = way_of(scan_of(labels), SPEC, Propagation(), [1, 2], subject=0)
+        assert len(way.chunks) == 9 - 3 + 1
+        assert way.classes == (1,)  # the other is nowhere
+        with pytest.raises(DataError, match="a: 2 slices, but a window has 3; leave the scan out"):
+            way_of(scan_of(labels[:2]), SPEC, Propagation(), [1], subject=0)
+        assert way_of(scan_of(np.zeros((9, 4, 4))), SPEC, Propagation(), [1, 2], subject=0) is None
+
+    def test_a_structure_begins_where_it_is_large_enough(self):
+        labels = np.zeros((12, 4, 4))
+        labels[2:, 0, 0] = 2
+        labels[4:, 2, 2] = 1
+        labels[6:, 3, :2] = 1
+        way = way_of(scan_of(labels), SPEC, Propagation(supervision="fixed", every=50), [1, 2], subject=0)
+        assert (way.classes, way.starts, way.references) == ((2, 1), (2, 4), (3, 3))
+        assert [way.active(chunk) for chunk in way.chunks] == [1, 1] + [2] * 6
+        later = way_of(scan_of(labels), SPEC, Propagation(smallest=1), [1, 2], subject=0)
+        assert (later.classes, later.starts) == ((1,), (6,))
+
+    def test_what_a_window_is_learned_from(self):
+        labels = np.zeros((12, 4, 4))
+        labels[1:, 0, 0], labels[3:, 2, 2] = 2, 1
+        images = np.arange(12.0)[:, None, None] + np.zeros((12, 4, 4))
+        settings = Propagation(supervision="fixed", every=9)  # slices 0, 1, 2, 9, 10, 11
+        way = way_of(scan_of(labels, images), SPEC, settings, [1, 2], subject=0)
+        windows = windows_of(way, way.chunks[2], SPEC, settings)  # slices 3, 4, 5
+        assert windows.images[0, :, 0, 0, 0].tolist() == [3, 4, 5]
+        assert windows.truth.shape == (1, 2, 3, 4, 4, 1)
+        assert windows.truth[0, 0, :, 0, 0, 0].tolist() == [1, 1, 1]
+        assert windows.truth[0, 1, :, 0, 0, 0].tolist() == [0, 0, 0]
+        assert windows.drawn[0].tolist() == [[True, False, False], [True, True, True]]  # of 2 slices 1-3, of 1 3-5
+        last = windows_of(way, way.chunks[-1], SPEC, settings)
+        assert last.drawn[0].tolist() == [[True] * 3] * 2
+        alone = windows_of(way, way.chunks[-1], SPEC, dataclasses.replace(settings, feedback="predicted"))
+        assert alone.drawn.all() and not alone.kept.any()
+
+    def test_masks_to_begin_with(self):
+        labels = np.full((8, 4, 4), IGNORE)
+        labels[[1, 5]] = 0
+        labels[1, 1, 1], labels[5, 2, 2] = 1, 1
+        way = way_of(scan_of(labels), SPEC, Propagation(supervision="full"), [1], subject=0)
+        assert (way.starts, way.references) == ((1,), (1,))
+        fed = fed_to(way, way.chunks[0], SPEC, None)
+        assert fed.shape == (1, 3, 4, 4, 1)
+        assert fed[0, :, 1, 1, 0].numpy().tolist() == [1, 1, 1]  # the one drawn slice stands for all three
+        assert np.flatnonzero(way.drawn).tolist() == [1, 5]  # "full": all that are labelled
+        assert fed_to(way, way.chunks[1], SPEC, fed) is fed
+
+    def test_backwards_and_mirrored_the_same_slices_are_drawn(self):
+        labels = np.zeros((10, 4, 4))
+        labels[:, 1, 0] = 1
+        images = np.arange(160.0).reshape(10, 4, 4)
+        plain = way_of(scan_of(labels, images), SPEC, Propagation(), [1], subject=0)
+        turned = way_of(scan_of(labels, images), SPEC, Propagation(), [1], subject=0, backwards=True, mirrored=True)
+        assert np.array_equal(turned.images, plain.images[::-1, :, ::-1])
+        assert np.array_equal(turned.drawn, plain.drawn[::-1])
+        assert turned.labels[0, 1].tolist() == [0, 0, 0, 1]
+
+
+class TestSteps:
+    def test_two_steps_a_volume(self):
+        chunks = chunks_of(1398, Propagation())
+        assert sum(chunk.steps for chunk in chunks) == 2
+        assert [chunk.first for chunk in chunks if chunk.steps] == [698, 1397]
+        odd = chunks_of(5, Propagation())
+        assert [chunk.divisor for chunk in odd] == [3, 3, 3, 2, 2]  # the first half has one more
+        assert [chunk.steps for chunk in chunks_of(1, Propagation())] == [True]
+
+    def test_other_modes(self):
+        assert all(chunk.steps and chunk.divisor == 1 for chunk in chunks_of(5, Propagation(mode="per_window")))
+        chunks = chunks_of(7, Propagation(mode="tbptt", through=3))
+        assert [(chunk.first, chunk.count, chunk.divisor) for chunk in chunks] == [(0, 3, 3), (3, 3, 3), (6, 1, 1)]
+
+    def test_gradients_added_up_are_that_of_the_mean(self):
+        stepper = stepper_of(l2=0.0)
+        parts = [some_windows(1, seed=seed) for seed in range(3)]
+        weights = [weight.value for weight in stepper.model.trainable_variables]
+        with tf.GradientTape() as tape:
+            losses = [
+                stepper.window(*(tf.constant(x[0]) for x in (w.images, w.truth, w.drawn, w.kept)), fed)[0]
+                for w, fed in parts
+            ]
+            mean = sum(losses) / 3
+        expected = tape.gradient(mean, weights)
+        total = sum(float(stepper.add(windows, fed, 3)[0]) for windows, fed in parts)
+        assert total == pytest.approx(3 * float(mean), abs=1e-6)
+        for summed, wanted in zip(stepper.gradients, expected, strict=True):
+            np.testing.assert_allclose(summed, wanted, atol=1e-6)
+
+    def test_a_step_follows_the_gradient_and_forgets_it(self):
+        stepper = stepper_of(l2=0.5)  # and the rate is 1, so that w becomes w - g - 2 * 0.5 * w = -g
+        windows, fed = some_windows(1)
+        stepper.add(windows, fed, 1)
+        summed = [part.numpy() for part in stepper.gradients]
+        theta = stepper.tversky.theta.numpy()
+        stepper.step()
+        for weight, part in zip(stepper.model.trainable_variables, summed, strict=True):
+            wanted = theta - part if weight is stepper.tversky.theta else -part  # no decay of the loss weights
+            np.testing.assert_allclose(weight.value, wanted, atol=1e-6)
+        assert all(not part.numpy().any() for part in stepper.gradients)
+
+    @pytest.mark.parametrize("alignment", ["window", "slice"])
+    def test_no_gradient_goes_into_what_is_learned(self, alignment):
+        stepper = stepper_of(alignment=alignment)
+        windows, fed = some_windows(1)
+        with tf.GradientTape() as tape:
+            tape.watch(fed)
+            target, _ = stepper._target(tf.constant(windows.truth[0]), tf.constant(windows.drawn[0]), fed)
+        assert tape.gradient(target, fed) is None
+
+    def test_drawn_slices_go_before_pseudo_labels(self):
+        stepper = stepper_of()
+        windows, fed = some_windows(1, drawn=(False, True, False))
+        target, known = stepper._target(tf.constant(windows.truth[0]), tf.constant(windows.drawn[0]), fed)
+        np.testing.assert_array_equal(target[:, 1], windows.truth[0][:, 1])
+        np.testing.assert_array_equal(target.numpy()[:, [0, 2]], fed.numpy()[:, [0, 2]])
+        assert known.numpy().all()
+
+    def test_alignment_by_slice(self):
+        stepper = stepper_of(alignment="slice")
+        windows, fed = some_windows(1, drawn=(False, False, False))
+        target, known = stepper._target(tf.constant(windows.truth[0]), tf.constant(windows.drawn[0]), fed)
+        np.testing.assert_array_equal(target[:, :2], fed[:, 1:])  # the same slices, one position on
+        assert known.numpy()[:, :2].all() and not known.numpy()[:, 2].any()  # of the newest nothing is known
+
+    @pytest.mark.parametrize("feedback", ["corrected", "predicted", "expert"])
+    def test_what_is_fed_to_the_next_window(self, feedback):
+        stepper = stepper_of(feedback=feedback)
+        windows, fed = some_windows(1, structures=2, drawn=(True, False, False))
+        if feedback == "predicted":
+            windows = dataclasses.replace(windows, kept=np.zeros_like(windows.kept))
+        seen = tf.constant(np.repeat(windows.images, 2, axis=0))
+        said = stepper.model({"image": seen, "mask": fed}).numpy()[..., 1:]
+        _, after = stepper.add(windows, fed, 1)
+        rest = fed if feedback == "expert" else said
+        first = said if feedback == "predicted" else windows.truth[0]
+        np.testing.assert_allclose(after[:, 0], first[:, 0], atol=1e-6)
+        np.testing.assert_allclose(after[:, 1:], rest[:, 1:], atol=1e-6)
+
+    def test_tbptt_goes_back_through_what_is_fed(self):
+        windows, fed = some_windows(2)
+        one, other = stepper_of(mode="tbptt", through=2), stepper_of(mode="per_window")
+        one.add(windows, fed, 2)
+        for number in range(2):
+            part = Windows(
+                *(getattr(windows, name)[number : number + 1] for name in ("images", "truth", "drawn", "kept"))
+            )
+            _, fed = other.add(part, fed, 2)
+        gap = [float(tf.reduce_max(abs(a - b))) for a, b in zip(one.gradients, other.gradients, strict=True)]
+        assert max(gap) > 1e-5
+
+    def test_alpha_and_beta_are_told(self):
+        assert stepper_of().weighting == pytest.approx({"alpha": 0.5, "beta": 0.5})
+
+    def test_a_network_without_loss_weights(self):
+        image, mask = (keras.Input((3, 4, 4, 1), name=name) for name in ("image", "mask"))
+        x = keras.layers.Softmax()(keras.layers.Conv3D(2, 1)(keras.layers.Concatenate()([image, mask])))
+        model = keras.Model([image, mask], x)
+        optimiser = keras.optimizers.SGD(1.0)
+        optimiser.build(model.trainable_variables)
+        stepper = Stepper(model, optimiser, SPEC, Propagation())
+        windows, fed = some_windows(1, drawn=(True, True, True))
+        loss, _ = stepper.add(windows, fed, 1)
+        p = model({"image": tf.constant(windows.images), "mask": fed}).numpy()[..., 1]
+        g = windows.truth[0, ..., 0]
+        overlap = (p * g).sum()
+        assert float(loss) == pytest.approx(1 - (overlap + 1) / (p.sum() / 2 + g.sum() / 2 + 1), abs=1e-6)
+        assert stepper.weighting == {}
+
+
+class TestCarriers:
+    def test_framing(self):
+        array = np.arange(24).reshape(1, 4, 6)
+        assert np.array_equal(framed(framed(array, (8, 9), 7), (4, 6), 0), array)
+        small = framed(array, (2, 2), 0)
+        assert small.tolist() == [[[8, 9], [14, 15]]]
+        assert framed(small, (4, 6), 0).sum() == small.sum()
+
+    def test_a_network_as_a_carrier(self):
+        keras.utils.set_random_seed(3)
+        model = tiny(SPEC)
+        carrier = carrier_of(model, SPEC, Propagation())
+        assert (carrier.window, carrier.starts) == (3, 3)
+        rng = np.random.default_rng(0)
+        images, masks = rng.normal(size=(3, 4, 4)).astype(np.float32), rng.random((3, 4, 4, 2)).astype(np.float32)
+        step = carrier.begin(images, masks)
+        found = step(images, masks)
+        for number in range(2):
+            parts = {"image": tf.constant(images[None, ..., None]), "mask": tf.constant(masks[None, ..., number, None])}
+            np.testing.assert_allclose(found[..., number], model(parts)[0, ..., 1], atol=1e-6)
+        larger = np.pad(images, ((0, 0), (2, 1), (0, 3)), constant_values=images.min())
+        wide = np.pad(masks, ((0, 0), (2, 1), (0, 3), (0, 0)))
+        again = carrier.begin(larger, wide)(larger, wide)
+        assert again.shape == wide.shape
+        # 7 x 7 to 4 x 4: the middle begins at 1, so nothing beyond rows and columns 1 to 4 is ever found
+        assert not again[:, [0, 5, 6]].any() and not again[:, :, [0, 5, 6]].any()
+
+    def test_only_the_expert_is_fed(self):
+        carrier = carrier_of(tiny(SPEC), SPEC, Propagation(feedback="expert"))
+        images, start = np.ones((3, 4, 4), np.float32), np.ones((3, 4, 4, 1), np.float32)
+        step = carrier.begin(images, start)
+        np.testing.assert_array_equal(step(images, np.zeros_like(start)), step(images, start))
+
+    def test_putting_the_truth_in(self):
+        identity = Carrier(2, 2, lambda images, masks: lambda images, masks: masks)
+        images, truth = np.zeros((9, 1, 1)), np.arange(9.0).reshape(9, 1, 1, 1)
+        plain = np.concatenate(list(carry_refreshed(identity, images, truth)))[:, 0, 0, 0]
+        assert plain.tolist() == np.concatenate([m for m, _ in carry(identity, images, truth[:2])])[:, 0, 0, 0].tolist()
+        found = np.concatenate(list(carry_refreshed(identity, images, truth, refresh_every=4)))[:, 0, 0, 0]
+        assert len(found) == 9
+        assert [found[0], found[4]] == [0, 4]
+        # the last slice alone is no window: it is carried from the one before, which is position 1 of it
+        assert found[8] == 8
+        with pytest.raises(ValueError, match="refresh_every is 1: every window would be given the truth"):
+            next(carry_refreshed(identity, images, truth, refresh_every=1))
+
+    def test_dice_of_what_was_carried(self):
+        labels = np.zeros((8, 4, 4))
+        labels[:, :2, :2] = 1
+        labels[5:, :2, 2] = 1  # 4 pixels on slices 3 and 4, 6 on slices 5 to 7
+        still = Carrier(3, 3, lambda images, masks: lambda images, masks: masks)
+        found = carried_dice(still, scan_of(labels), SPEC, Propagation(), [1])
+        # found: 4 on each of 5 slices; true: 4 + 4 + 3 * 6 = 26; in common 20
+        assert found == [pytest.approx(2 * 20 / (20 + 26))]
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweeps")
+    dataset = phantom(folder / "scans", subjects=4, seed=1, kind="ultrasound", spacing=(9.6, 9.6, 12.0))
+    settings = {"size": (16, 16), "folds": 3}
+    build_records(dataset, folder / "records", plan_spec(read_dataset(dataset), settings, preset="ifss_net"))
+    return folder / "records"
+
+
+CONFIG = TrainConfig(
+    model="ifss_net", epochs=2, learning_rate=1e-2, schedule="last_two", recipe=Supervised(augmentation="none")
+)
+SETTINGS = Propagation(mode="per_window", reverse=0.5, mirror=0.5)
+
+
+@pytest.fixture
+def small_network(monkeypatch):
+    monkeypatch.setattr(propagation, "_built", tiny)
+    monkeypatch.setattr(propagation, "check_propagation", lambda *args: None)
+
+
+class TestRuns:
+    def test_a_run_that_was_interrupted_ends_as_one_that_was_not(self, records, small_network, monkeypatch, tmp_path):
+        class Killed(Exception):
+            pass
+
+        calls = []
+
+        def kill(done, total, note):
+            calls.append(done)
+            if "epoch 2" in note and done % 1000 > 500:
+                raise Killed
+
+        whole = fit_propagation(records, tmp_path / "whole", CONFIG, SETTINGS)
+        monkeypatch.setattr(propagation_state, "SAVE_SECONDS", 0.0)
+        with pytest.raises(Killed):
+            fit_propagation(records, tmp_path / "run", CONFIG, SETTINGS, progress=kill)
+        assert calls[-1] % 1000 > 500  # in the middle of a scan
+        assert (tmp_path / "run/state/propagation.npz").exists()
+        assert "training has not finished" in load_propagation(tmp_path / "run").warning
+        with pytest.raises(DataError, match="add --resume"):
+            fit_propagation(records, tmp_path / "run", CONFIG, SETTINGS)
+        done = []
+        fit_propagation(records, tmp_path / "run", CONFIG, SETTINGS, resume=True, progress=lambda *a: done.append(a[0]))
+        assert done[0] > calls[-1]  # nothing is done again
+        assert done[-1] == 1000 * 2 * len(read_json(tmp_path / "run/split.json")["train"])
+        assert not (tmp_path / "run/state").exists()
+        for mine, theirs in zip(
+            *(models.load(run / "best.keras").weights for run in (whole, tmp_path / "run")), strict=True
+        ):
+            np.testing.assert_array_equal(mine, theirs)
+        rows = [
+            [line.split(",") for line in (run / "history.csv").read_text().split()] for run in (whole, tmp_path / "run")
+        ]
+        assert rows[0][0] == ["epoch", "seconds", "loss", "val_dice", "alpha", "beta", "learning_rate"]
+        for mine, theirs in zip(*(row[1:] for row in rows), strict=True):
+            assert [float(x) for x in mine[2:]] == pytest.approx([float(x) for x in theirs[2:]], rel=1e-12)
+
+    def test_a_run_folder_like_any_other(self, records, small_network, tmp_path):
+        run = fit_propagation(records, tmp_path / "run", CONFIG, SETTINGS)
+        assert {"spec.json", "train.json", "split.json", "history.csv", "curves.png", "about.json", "best.keras"} <= {
+            path.name for path in run.iterdir()
+        }
+        assert Propagation.load(run / "propagation.json") == SETTINGS
+        with pytest.raises(DataError, match="labels no scan by itself; use 'tfmuscle propagate -m"):
+            load_run(run)
+        with pytest.raises(DataError, match="mode was 'per_window' when the run began and is 'halves' now"):
+            fit_propagation(records, run, CONFIG, Propagation(reverse=0.5, mirror=0.5), resume=True)
+        loaded = load_propagation(run)
+        assert loaded.warning == "" and loaded.settings == SETTINGS
+        scan = Volume(np.random.default_rng(0).uniform(0, 255, (16, 16, 12)), Geometry((16, 16, 12), np.eye(4)))
+        images = prepare(loaded, scan)
+        assert images.array.shape == (12, 16, 16) and images.array.dtype == np.float32
+        assert images.array.mean() == pytest.approx(0, abs=1e-4)
+        drawn = np.zeros((3, 16, 16, 2), np.float32)
+        found = np.concatenate([masks for masks, _ in carry(network_carrier(loaded), images.array, drawn)])
+        assert found.shape == (12, 16, 16, 2) and 0 <= found.min() <= found.max() <= 1
+
+    def test_it_learns(self, records, small_network, tmp_path):
+        settings = Propagation(supervision="full", mode="per_window", feedback="predicted")
+        config = dataclasses.replace(CONFIG, epochs=4, learning_rate=3e-2)
+        run = fit_propagation(records, tmp_path / "run", config, settings)
+        history = [line.split(",") for line in (run / "history.csv").read_text().split()[1:]]
+        assert float(history[-1][2]) < 0.7 * float(history[0][2])
+
+    def test_a_damaged_state(self, records, small_network, monkeypatch, tmp_path):
+        fit_propagation(records, tmp_path / "run", CONFIG, SETTINGS)
+        (tmp_path / "run/about.json").unlink()
+        (tmp_path / "run/state").mkdir()
+        (tmp_path / "run/state/propagation.npz").write_bytes(b"nothing")
+        with pytest.raises(DataError, match="cannot be gone on from"):
+            fit_propagation(records, tmp_path / "run", CONFIG, SETTINGS, resume=True)
+
+    def test_memory_is_that_of_one_scan(self, records):
+        index = read_index(records)
+        spec = DataSpec.load(records / "spec.json")
+        scan = read_scan(index.folder / index.path_of(next(iter(index.usable))), spec)
+        way = way_of(scan, spec, SETTINGS, [1, 2, 3], subject=0)
+        assert np.shares_memory(way.images, scan.image) and np.shares_memory(way.labels, scan.labels)
+
+
+class TestSettings:
+    def test_the_last_two_epochs(self):
+        config = TrainConfig(epochs=5, learning_rate=1e-4, schedule="last_two")
+        rates = [learning_rate(config, [{}] * done) for done in range(5)]
+        assert rates == pytest.approx([1e-4] * 3 + [1e-5] * 2)
+
+    def test_the_preset(self):
+        config = plan_training({}, recipe={}, preset="ifss_net")
+        settings = plan_propagation(config)
+        assert (config.learning_rate, config.epochs, config.schedule) == (1e-4, 10, "last_two")
+        assert (settings.supervision, settings.mode, settings.alignment, settings.l2) == (
+            "decremental", "halves", "window", 1e-5,
+        )  # fmt: skip
+        laptop = plan_training({}, recipe={}, preset="ifss_net", scale="laptop")
+        assert plan_propagation(laptop, {"structures": ["soleus"]}).structures == ("soleus",)
+        assert plan_propagation(laptop).mode == "per_window"
+
+    def test_what_cannot_be(self):
+        with pytest.raises(ValueError, match="unet carries no masks from slice to slice; choose ifss_net"):
+            plan_propagation(TrainConfig(), {"mode": "halves"})
+        assert plan_propagation(TrainConfig()) is None
+        with pytest.raises(ValueError, match="unknown setting 'supervison'; did you mean 'supervision'"):
+            plan_propagation(TrainConfig(model="ifss_net"), {"supervison": "full"})
+        with pytest.raises(ValueError, match="reverse is 2; a share"):
+            Propagation(reverse=2)
+        with pytest.raises(ValueError, match="sweep, smallest and l2 must be finite and not negative"):
+            Propagation(l2=-1)
+        spec = dataclasses.replace(SPEC, size=(32, 32))
+        check = [spec, CONFIG, Propagation()]
+        check_propagation(*check)
+        with pytest.raises(ValueError, match="build records of whole scans, with --kind sequences --patches random"):
+            check_propagation(dataclasses.replace(spec, patches="grid"), *check[1:])
+        with pytest.raises(ValueError, match="structures: third are not among those of the records, first, second"):
+            check_propagation(*check[:2], Propagation(structures=("third",)))
+        with pytest.raises(ValueError, match="masks are carried over scans of one channel"):
+            check_propagation(dataclasses.replace(spec, channels=("water", "fat")), *check[1:])
+        with pytest.raises(ValueError, match="masks are carried in float32 or mixed_bfloat16"):
+            check_propagation(spec, dataclasses.replace(CONFIG, precision="mixed_float16"), check[2])
+        with pytest.raises(ValueError, match="model is 'unet', which takes no masks"):
+            check_propagation(spec, dataclasses.replace(CONFIG, model="unet"), check[2])
+        with pytest.raises(DataError, match="there is no such folder"):
+            load_propagation("/nowhere/run")
