@@ -15,6 +15,7 @@ CLI_FAMILIES = (
     "comparing",
     "contours",
     "data",
+    "exporting",
     "importing",
     "label_curve",
     "learning",
@@ -47,6 +48,7 @@ FLOORS = {
 }  # fmt: skip
 LOCAL_IMPORTS_ALLOWED = {
     *(f"cli/{family}.py" for family in CLI_FAMILIES),
+    "export/formats.py",
     "inference/engines.py",
     "models/__init__.py",
     "workflows/beam.py",

@@ -35,10 +35,10 @@ from tfmuscle.quiet import quiet_start
 )
 @click.option(
     "--engine",
-    type=click.Choice(["keras", "auto", "xla", "onnx", "openvino"]),
+    type=click.Choice(["keras", "auto", "xla", "saved_model", "onnx", "openvino", "litert"]),
     default="keras",
     show_default=True,
-    help="what runs the network; auto: the fastest that is installed",
+    help="what runs the network; auto: the fastest that is installed, which is the default for a bundle",
 )
 @click.option("--roi", multiple=True, metavar="NAME", help="of a cascade: only this muscle or group; repeatable")
 @click.option("--cascade", multiple=True, metavar="NAME=VALUE", help="setting of a cascade, e.g. boxes=1 or box_seed=3")

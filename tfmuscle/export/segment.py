@@ -82,6 +82,11 @@ class Segmenter(tf.Module):
         self.serve = tf.function(self._serve, input_signature=[samples], autograph=False)
         self.segment = tf.function(self._segment, input_signature=[volume, affine], autograph=False)
 
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of a sample without the batch axis."""
+        return self._spec.input_shape
+
     def _serve(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
         said = [_probabilities(model, image) for model in self._models]
         return {PROBABILITIES: tf.add_n(said) / len(said)}

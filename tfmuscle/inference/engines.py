@@ -120,7 +120,7 @@ def with_engine(run: _Run, engine: str) -> _Run:
         raise ValueError(f"engine is {engine!r}; choose one of {', '.join(ENGINES)}")
     if engine == "keras":
         return run
-    if engine in LIBRARIES and (missing := _missing(engine)):
+    if engine in LIBRARIES and (missing := missing_libraries(engine)):
         raise DataError(
             f"engine {engine} needs {', '.join(missing)}; install them with pip install 'tfmuscle[engines]', or use"
             " --engine keras"
@@ -139,14 +139,15 @@ def with_engine(run: _Run, engine: str) -> _Run:
     return dataclasses.replace(run, engine=made)
 
 
-def _missing(engine: str) -> list[str]:
-    return [name for name in LIBRARIES[engine] if importlib.util.find_spec(name) is None]
+def missing_libraries(engine: str) -> list[str]:
+    """Returns the libraries of an engine that are not installed."""
+    return [name for name in LIBRARIES.get(engine, ()) if importlib.util.find_spec(name) is None]
 
 
 def _automatic(run: "Run") -> str:
     if run.spec.is_volumetric or tf.config.list_physical_devices("GPU"):
         return "keras"
-    return next((engine for engine in AUTOMATIC if not _missing(engine)), "keras")
+    return next((engine for engine in AUTOMATIC if not missing_libraries(engine)), "keras")
 
 
 def _num_threads() -> int:
@@ -172,33 +173,37 @@ def _start_xla(run: "Run") -> Infer:
     return infer
 
 
-def _start_onnx(run: "Run") -> Infer:
+def onnx_session(network: bytes) -> Infer:
+    """Starts ONNX Runtime on the processor with a network of `onnx_of`."""
     import onnxruntime
 
-    def start(network: bytes) -> Infer:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = _num_threads()
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
-        return lambda images: session.run(None, {_INPUT: images})[0]
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = _num_threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {_INPUT: images})[0]
 
-    return _started(run, "onnx", start)
+
+def openvino_session(network: bytes | Path) -> Infer:
+    """Starts OpenVINO on the processor with a network of `onnx_of`, or with an XML file of its own."""
+    import openvino
+
+    core = openvino.Core()
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",  # newer processors would otherwise take bfloat16
+        "INFERENCE_NUM_THREADS": _num_threads(),
+    }
+    compiled = core.compile_model(core.read_model(network), "CPU", settings)
+    return lambda images: compiled(images)[0]
+
+
+def _start_onnx(run: "Run") -> Infer:
+    return _started(run, "onnx", onnx_session)
 
 
 def _start_openvino(run: "Run") -> Infer:
-    import openvino
-
-    def start(network: bytes) -> Infer:
-        core = openvino.Core()
-        settings = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",  # newer processors would otherwise take bfloat16
-            "INFERENCE_NUM_THREADS": _num_threads(),
-        }
-        compiled = core.compile_model(core.read_model(network), "CPU", settings)
-        return lambda images: compiled(images)[0]
-
-    return _started(run, "openvino", start)
+    return _started(run, "openvino", openvino_session)
 
 
 _STARTS = {"xla": _start_xla, "onnx": _start_onnx, "openvino": _start_openvino}
@@ -230,11 +235,21 @@ def _converted(run: "Run", path: Path) -> bytes:
 
 
 def to_onnx(run: "Run") -> bytes:
-    """Returns the float32 network as ONNX with input `image` and output `probabilities`, both with a free batch axis.
+    """Returns the float32 network of a run as ONNX; see `onnx_of`."""
+    single = dataclasses.replace(run, model=in_float32(run.model), engine=None)
+    return onnx_of(single.forward.get_concrete_function(), run.path)
+
+
+def onnx_of(forward: Any, where: Path) -> bytes:
+    """Returns a TensorFlow function as ONNX with input `image` and output `probabilities`, both with a free batch axis.
 
     By the parts of `tf2onnx.convert.from_function`, with one of its twelve optimisers: the others copy all weights
     again and again (a ResNet34 U-Net of 98 MB took 10 GB and a minute, now 3 GB and 11 s) and gain no speed, because
     the engines optimise on their own.
+
+    Args:
+        forward: concrete function of samples to probabilities.
+        where: the run, for messages.
 
     Raises:
         DataError: the network has an operation that ONNX does not.
@@ -242,8 +257,6 @@ def to_onnx(run: "Run") -> bytes:
     import tf2onnx.tfonnx
     from tf2onnx.optimizer.transpose_optimizer import TransposeOptimizer
 
-    single = dataclasses.replace(run, model=in_float32(run.model), engine=None)
-    forward = single.forward.get_concrete_function()
     inputs = [tensor.name for tensor in forward.inputs if tensor.dtype != tf.resource]
     outputs = [tensor.name for tensor in forward.outputs]
     try:
@@ -265,7 +278,7 @@ def to_onnx(run: "Run") -> bytes:
         raise
     except Exception as error:  # tf2onnx has no errors of its own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{run.path}: cannot be converted to ONNX ({reason}); use --engine keras") from error
+        raise DataError(f"{where}: cannot be converted to ONNX ({reason}); use --engine keras") from error
     return network.SerializeToString()
 
 

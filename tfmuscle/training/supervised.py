@@ -5,6 +5,7 @@ The user names records and an architecture; the data of all folds but one train 
 The run folder holds everything prediction needs and says how it came about:
 
     spec.json  train.json  split.json   what was decided, and which subject had which part
+    records.json                        where the records are
     transfer.json                       whose weights the network started with, if it did (`transfer.py`)
     best.keras                          the model of the epoch that `selection` prefers
     history.csv  curves.png             one row an epoch, and the picture of it
@@ -27,7 +28,7 @@ from tfmuscle.config import DataSpec, TrainConfig
 from tfmuscle.errors import DataError
 from tfmuscle.files import TEMPORARY_PREFIX, atomic_path, provenance, read_json, write_json
 from tfmuscle.folds import PARTS, TEST, person_of, persons_in_order
-from tfmuscle.inference.runs import MAIN_OUTPUT
+from tfmuscle.inference.runs import MAIN_OUTPUT, RECORDS_FILE
 from tfmuscle.losses import get_loss
 from tfmuscle.losses.voxelwise import DATASET_WEIGHTS, inverse_frequencies
 from tfmuscle.postprocessing import CLEANING_FILE, recipe_cleaning
@@ -90,6 +91,7 @@ def fit(
     check_shards(index, spec, split["train"] + split["validation"])
     if prepare(run, spec, config, split, start=None if start is None else Path(start), resume=resume):
         return run
+    write_json(run / RECORDS_FILE, {"records": str(records.resolve())})
     if cleaning := recipe_cleaning(config.recipe.postprocessing, spec.label_map):
         cleaning.save(run / CLEANING_FILE)
     keras.utils.set_random_seed(config.seed)

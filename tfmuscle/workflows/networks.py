@@ -1,7 +1,8 @@
-"""What labels a scan: one network, an ensemble, or a cascade of many, behind the same few names.
+"""What labels a scan: one network, an ensemble, a cascade of many, or an exported bundle, behind the same few names.
 
-`opened` looks at the folders that the user gave and returns a `Network` or a `CascadeNetwork`. Both have `channels`,
-`labels()`, `subjects_of()`, `warnings`, `is_reduced` and `description()`; `predicting` needs to know no more.
+`opened` looks at the folders that the user gave and returns a `Network`, a `CascadeNetwork` or a `BundleNetwork`. All
+have `channels`, `labels()`, `subjects_of()`, `warnings`, `is_reduced` and `description()`; `predicting` needs to know
+no more.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from tfmuscle import inference
 from tfmuscle.cascade import structures_of
 from tfmuscle.config import Cascade, TrainConfig
 from tfmuscle.errors import DataError
+from tfmuscle.export.bundle import is_bundle
 from tfmuscle.files import read_json, sha256
 from tfmuscle.io import VOLUME_SUFFIXES, case_files, read_label_image
 from tfmuscle.postprocessing import CLEANING_FILE, Cleaning, clean, recipe_cleaning
@@ -22,6 +24,7 @@ from tfmuscle.preprocessing import find_midline
 from tfmuscle.training.callbacks import read_history
 from tfmuscle.training.schedule import curves
 from tfmuscle.volume import Volume
+from tfmuscle.workflows.bundles import BundleNetwork
 
 OF_PREDICTION = ("boxes", "box_seed", "fusion", "placing", "telling_sides")
 """Settings of a cascade that its networks need not be trained for anew."""
@@ -49,12 +52,25 @@ class PredictOptions:
     cascade: Mapping[str, Any] = field(default_factory=dict)
 
 
-def opened(paths: Sequence[str | Path], options: PredictOptions) -> "Network | CascadeNetwork":
-    """Opens run folders, folders of cross-validation, or a cascade.
+def opened(paths: Sequence[str | Path], options: PredictOptions) -> "Network | CascadeNetwork | BundleNetwork":
+    """Opens run folders, folders of cross-validation, a cascade, or a bundle.
 
     Raises:
         DataError: they cannot be used, do not go together, or do not know an option.
     """
+    bundles = [path for path in paths if is_bundle(path)]
+    if bundles and (len(paths) > 1 or options.roi or options.cascade or options.prior is not None):
+        raise DataError(
+            f"{bundles[0]}: is a bundle, which makes no ensemble with others; give it alone, without --roi, --cascade"
+            " and --prior"
+        )
+    if bundles:
+        engine = "auto" if options.engine == "keras" else options.engine  # a bundle holds no Keras network
+        return BundleNetwork.opened(bundles[0], engine=engine, postprocess=options.postprocess)
+    if options.engine not in inference.ENGINES:
+        raise DataError(
+            f"{paths[0]}: is no bundle; engine {options.engine} is for bundles, which 'tfmuscle export' makes"
+        )
     cascades = [path for path in paths if inference.is_cascade(path)]
     if cascades and len(paths) > 1:
         raise DataError(f"{cascades[0]}: is a cascade, which makes no ensemble with other runs; give it alone")

@@ -22,6 +22,7 @@ from tfmuscle.files import provenance, read_json, write_json
 from tfmuscle.io import VOLUME_SUFFIXES, write_volume
 from tfmuscle.subjects import Subject, read_dataset, read_scans
 from tfmuscle.workflows.building import Progress
+from tfmuscle.workflows.bundles import BundleNetwork
 from tfmuscle.workflows.networks import CascadeNetwork, Network, PredictOptions, opened
 
 __all__ = ["PredictOptions", "PredictResult", "predict"]
@@ -108,7 +109,9 @@ def predict(
     return PredictResult(folder, written, failures, warnings, network.is_reduced)
 
 
-def _known(network: Network | CascadeNetwork, part: str | None, source: str | Path, subjects: list[str]) -> list[str]:
+def _known(
+    network: Network | CascadeNetwork | BundleNetwork, part: str | None, source: str | Path, subjects: list[str]
+) -> list[str]:
     """Warns when scans of a dataset have names of those that trained the network: figures of them would be too good."""
     if part is not None or not (Path(source) / "dataset.json").exists():
         return []
@@ -148,7 +151,7 @@ def _within(progress: Progress | None, number: int, total: int, note: str) -> Ca
     return windows
 
 
-def _sources(source: Path, network: Network | CascadeNetwork, part: str | None) -> tuple[Subject, ...]:
+def _sources(source: Path, network: Network | CascadeNetwork | BundleNetwork, part: str | None) -> tuple[Subject, ...]:
     is_dataset = (source / "dataset.json").exists()
     if part is None:
         return read_dataset(source).subjects if is_dataset else read_scans(source, network.channels)
@@ -188,7 +191,7 @@ def _claim_predictions(path: Path, description: dict[str, Any], *, resume: bool)
 
 
 def _description(
-    network: Network | CascadeNetwork, part: str | None, mirror: bool, subjects: list[str]
+    network: Network | CascadeNetwork | BundleNetwork, part: str | None, mirror: bool, subjects: list[str]
 ) -> dict[str, Any]:
     asked = {"part": part or "all scans given", "mirror": mirror, "made_with": provenance(), "subjects": subjects}
     return network.description() | asked
