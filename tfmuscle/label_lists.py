@@ -42,7 +42,7 @@ def _in_pairs(names: str, *, first: str = "left", second: str = "right", last: s
 
 def _by_region(rows: str) -> dict[int, str]:
     """Reads `first id: names` a line; ids of a line rise by ten, their last digit is the side."""
-    names = {}
+    names: dict[int, str] = {}
     for row in rows.strip().splitlines():
         start, _, listed = row.partition(":")
         for place, name in enumerate(listed.split()):
