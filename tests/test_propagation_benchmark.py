@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tfmuscle.evaluation.muscles import read_measured
+from tfmuscle.evaluation.published import SWEEP_ABLATIONS
 from tfmuscle.files import read_json
 from tfmuscle.io import read_label_image, write_volume
 from tfmuscle.workflows.data import phantom
@@ -121,3 +122,23 @@ def test_what_is_there_stays_and_other_settings_are_refused(made, capsys):
         assert message in capsys.readouterr().err
     with pytest.raises(SystemExit, match="holds no nobody; check the names"):
         propagation.main([*map(str, words), "--subjects", "nobody"])
+
+
+def test_ablations_differ_in_one_thing_and_go_on_where_they_stopped(tmp_path, monkeypatch, capsys):
+    ablations = importlib.import_module("propagation_ablations")
+    said = []
+    monkeypatch.setattr(ablations, "call", said.append)
+    (tmp_path / "runs/temporal_uni").mkdir(parents=True)
+    (tmp_path / "runs/temporal_uni/train.json").write_text("{}")
+    (tmp_path / "runs/fixed_1").mkdir()
+    for name in ("about.json", "best.keras"):
+        (tmp_path / "runs/fixed_1" / name).write_text("{}")
+    only = ["temporal_bi", "temporal_uni", "fixed_1"]
+    ablations.main([str(tmp_path / "data"), "-o", str(tmp_path / "runs"), "--only", *only])
+    builds, fits = ([words for words in said if words[0] == name] for name in ("build-records", "fit"))
+    assert len(builds) == 3 and len(fits) == 2  # nothing was written by the first; the third is done
+    assert "--resume" not in fits[0] and fits[1][-1] == "--resume"
+    assert set(fits[1]) - set(fits[0]) == {str(tmp_path / "runs/temporal_uni"), "--option", "temporal=uni", "--resume"}
+    assert 'structures=["soleus"]' in fits[0]
+    assert capsys.readouterr().out == f"--structures soleus --methods --carry fixed_1={tmp_path / 'runs/fixed_1'}\n"
+    assert set(ablations.ABLATIONS) | {"tversky"} == set(SWEEP_ABLATIONS)
