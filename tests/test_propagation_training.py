@@ -40,7 +40,9 @@ SPEC = DataSpec(
     LabelMap({1: "first", 2: "second"}), kind="sequences", depth=3, size=(4, 4), spacing=None, orientation=None,
     patches="random",
 )  # fmt: skip
-PUBLISHED = "233 116 58 56 53 51 50 48 46 45 43 42 41 40 38 37 36 35 35 34 33 32 31 31 30 29 29 28 28"  # Al Chanti et al. 2021, of 1400 slices each
+PUBLISHED = (  # Al Chanti et al. 2021, of 1400 slices each
+    "233 116 58 56 53 51 50 48 46 45 43 42 41 40 38 37 36 35 35 34 33 32 31 31 30 29 29 28 28"
+)
 
 
 def tiny(spec, config=None):
@@ -159,10 +161,19 @@ class TestWays:
         labels[:, 1, 0] = 1
         images = np.arange(160.0).reshape(10, 4, 4)
         plain = way_of(scan_of(labels, images), SPEC, Propagation(), [1], subject=0)
-        turned = way_of(scan_of(labels, images), SPEC, Propagation(), [1], subject=0, backwards=True, mirrored=True)
+        both = Propagation(reverse=0.5, mirror=0.5)
+        turned = way_of(scan_of(labels, images), SPEC, both, [1], subject=0, draws=(0.4, 0.4, 0.0))
         assert np.array_equal(turned.images, plain.images[::-1, :, ::-1])
         assert np.array_equal(turned.drawn, plain.drawn[::-1])
         assert turned.labels[0, 1].tolist() == [0, 0, 0, 1]
+        part = dataclasses.replace(both, slices=4)
+        for draw, first in ((0.0, 0), (0.99, 6)):  # one of the seven starts of 4 slices
+            ahead = way_of(scan_of(labels, images), SPEC, part, [1], subject=0, draws=(0.6, 0.6, draw))
+            back = way_of(scan_of(labels, images), SPEC, part, [1], subject=0, draws=(0.4, 0.6, draw))
+            assert np.array_equal(ahead.images, images[first : first + 4])
+            assert np.array_equal(back.images, images[first : first + 4][::-1])
+            assert np.array_equal(ahead.drawn, plain.drawn[first : first + 4])
+            assert np.array_equal(back.drawn, ahead.drawn[::-1])
 
 
 class TestSteps:
@@ -325,11 +336,15 @@ class TestCarriers:
     def test_dice_of_what_was_carried(self):
         labels = np.zeros((8, 4, 4))
         labels[:, :2, :2] = 1
-        labels[5:, :2, 2] = 1  # 4 pixels on slices 3 and 4, 6 on slices 5 to 7
+        labels[2:5, :2, 2] = 1  # 6 pixels on slices 2 to 4, 4 on the others
         still = Carrier(3, 3, lambda images, masks: lambda images, masks: masks)
-        found = carried_dice(still, scan_of(labels), SPEC, Propagation(), [1])
-        # found: 4 on each of 5 slices; true: 4 + 4 + 3 * 6 = 26; in common 20
-        assert found == [pytest.approx(2 * 20 / (20 + 26))]
+        # to both ends: found 6 on each of 5 slices; true 4 on each; in common 4
+        assert carried_dice(still, scan_of(labels), [1, 2]) == [pytest.approx(2 * 20 / (30 + 20))]
+        labels[[1, 6]] = IGNORE
+        assert carried_dice(still, scan_of(labels), [1]) == [pytest.approx(2 * 12 / (18 + 12))]
+        labels[[2, 4]] = IGNORE  # none of the slices left stands beside two others
+        assert carried_dice(still, scan_of(labels), [1]) == [pytest.approx(2 * 12 / (18 + 12))]
+        assert carried_dice(still, scan_of(np.full((8, 4, 4), IGNORE)), [1]) == []
 
 
 @pytest.fixture(scope="module")
@@ -458,7 +473,7 @@ class TestSettings:
             plan_propagation(TrainConfig(model="ifss_net"), {"supervison": "full"})
         with pytest.raises(ValueError, match="reverse is 2; a share"):
             Propagation(reverse=2)
-        with pytest.raises(ValueError, match="sweep, smallest and l2 must be finite and not negative"):
+        with pytest.raises(ValueError, match="sweep, smallest, slices and l2 must be finite and not negative"):
             Propagation(l2=-1)
         spec = dataclasses.replace(SPEC, size=(32, 32))
         check = [spec, CONFIG, Propagation()]

@@ -387,14 +387,15 @@ class Propagation(_Settings):
     l2: float = option(1e-5, "factor of the squared weights in the loss")
     structures: tuple[str, ...] = option((), "structures to learn; none: all")
     smallest: int = option(0, "a structure is followed from the first slice on which it has more pixels than this")
+    slices: int = option(0, "slices in a row of each sweep that an epoch goes through, from a random one on; 0: all")
     reverse: float = option(0.0, "share of sweeps that are gone through backwards")
     mirror: float = option(0.0, "share of sweeps whose slices are mirrored")
 
     def __post_init__(self) -> None:
         self._check_choices()
         self._check_positive("every", "through")
-        if self.sweep < 0 or self.smallest < 0 or not 0 <= self.l2 < math.inf:
-            raise ValueError("sweep, smallest and l2 must be finite and not negative")
+        if min(self.sweep, self.smallest, self.slices) < 0 or not 0 <= self.l2 < math.inf:
+            raise ValueError("sweep, smallest, slices and l2 must be finite and not negative")
         for name in ("reverse", "mirror"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; a share from 0 to 1 is needed")

@@ -11,17 +11,18 @@ steps, whatever the number of structures; the network knows no classes. `structu
 one network a muscle. Nothing is drawn by chance but dropout, and `reverse` and `mirror` where asked for, which follow
 from (seed, epoch, scan).
 
-An epoch ends with the scans of the validation fold: each structure is carried from the first slices it has, as many as
-a window, to the end of the scan, and its Dice is taken of all labelled slices after those. No other slice is looked
-at. The mean over structures and scans decides which epoch is kept.
+An epoch ends with the scans of the validation fold: each structure is carried from the slices on which it is largest,
+as many in a row as a window has, to both ends of the scan, and its Dice is taken of all labelled slices but those. No
+other slice is looked at. The mean over structures and scans decides which epoch is kept.
 
 The run folder is that of `fit` (`supervised.py`) with `propagation.json`; `history.csv` has α and β of the loss too.
 Memory is that of one scan in 16 bits, as its record is read, and of one window.
 """
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -172,11 +173,9 @@ class _Training:
             self.place.scan, self.place.chunk, self.fed = number + 1, 0, None
 
     def _way(self, number: int) -> Way | None:
-        draws = np.random.default_rng([self.config.seed, self.place.epoch, number]).random(2)
-        backwards, mirrored = draws < [self.settings.reverse, self.settings.mirror]
+        draws = np.random.default_rng([self.config.seed, self.place.epoch, number]).random(3).tolist()
         scan = read_scan(self.paths["train"][number], self.spec)
-        turns = {"backwards": bool(backwards), "mirrored": bool(mirrored)}
-        return way_of(scan, self.spec, self.settings, self.classes, subject=number, **turns)
+        return way_of(scan, self.spec, self.settings, self.classes, subject=number, draws=draws)
 
     def _follow(self, way: Way) -> None:
         """Learns from one scan, from the chunk that is next."""
@@ -236,42 +235,47 @@ class _Training:
         for path in self.paths["validation"]:
             self._tell(len(self.paths["train"]), f"validating {path.stem}")
             scan = read_scan(path, self.spec)
-            found += carried_dice(self.carrier, scan, self.spec, self.settings, self.classes)
+            found += carried_dice(self.carrier, scan, self.classes)
         return {"val_dice": float(np.mean(found)) if found else math.nan} if self.paths["validation"] else {}
 
 
-def carried_dice(
-    carrier: Carrier, scan: Scan, spec: DataSpec, settings: Propagation, classes: list[int]
-) -> list[float]:
-    """Returns the Dice of each structure of a scan, carried from its first slices to the end of the scan.
+def carried_dice(carrier: Carrier, scan: Scan, classes: Sequence[int]) -> list[float]:
+    """Returns the Dice of each structure of a scan, carried to both ends from the slices on which it is largest.
 
-    Only labelled slices count, and none of those it was carried from. A structure that is on none of them, and is not
-    found there, has no Dice.
+    As many slices in a row are given as the carrier starts from, or one where no so many are labelled. Only labelled
+    slices count, and none of those given. A structure without labelled pixels has no Dice.
     """
-    way = way_of(scan, spec, settings, classes, subject=0)
     found = []
-    for number, start, given in zip(way.classes, way.starts, way.references, strict=True) if way else ():
-        overlap = total = 0
-        for place, mask in _carried(carrier, way, number, start, given):
-            truth = way.labels[place]
-            known = truth != IGNORE
-            if place >= start + given and known.any():
-                true = truth == number
-                overlap += 2 * np.count_nonzero(mask & true)
-                total += np.count_nonzero(mask & known) + np.count_nonzero(true)
-        if total:
-            found.append(overlap / total)
-    return found
+    labelled = np.array([(plane != IGNORE).all() for plane in scan.labels])
+    for number in classes:
+        areas = labelled * [np.count_nonzero(plane == number) for plane in scan.labels]
+        if areas.any():
+            first, given = _largest(areas, labelled, carrier.starts)
+            found.append(_dice(carrier, scan, number, slice(first, first + given)))
+    return [dice for dice in found if not math.isnan(dice)]
 
 
-def _carried(carrier: Carrier, way: Way, number: int, start: int, given: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields slice and mask `(H, W)` bool of one structure."""
-    drawn = (way.labels[start : start + given] == number)[..., np.newaxis]
-    place = start
-    for masks, _ in carry(carrier, way.images[start:], drawn.astype(np.float32)):
-        for mask in masks[..., 0] > 0.5:
-            yield place, mask
-            place += 1
+def _largest(areas: np.ndarray, labelled: np.ndarray, starts: int) -> tuple[int, int]:
+    """Returns the first of the slices a structure is carried from, and how many they are."""
+    runs = np.lib.stride_tricks.sliding_window_view
+    if len(areas) >= starts and (whole := runs(labelled, starts).all(axis=1)).any():
+        return int((whole * runs(areas, starts).sum(axis=1)).argmax()), starts
+    return int(areas.argmax()), 1
+
+
+def _dice(carrier: Carrier, scan: Scan, number: int, given: slice) -> float:
+    overlap = total = 0
+    for part in (slice(given.start, None), slice(given.stop - 1, None, -1)):
+        images, labels, skip = scan.image[part][..., 0], scan.labels[part], given.stop - given.start
+        if len(labels) < carrier.window:
+            continue
+        drawn = (labels[:skip] == number)[..., np.newaxis].astype(np.float32)
+        masks = itertools.chain.from_iterable(masks for masks, _ in carry(carrier, images, drawn))
+        for mask, truth in itertools.islice(zip(masks, labels, strict=True), skip, None):
+            known, said = truth != IGNORE, mask[..., 0] > 0.5
+            overlap += 2 * np.count_nonzero(said & (truth == number))
+            total += np.count_nonzero(said & known) + np.count_nonzero(truth == number)
+    return overlap / total if total else math.nan
 
 
 def _built(spec: DataSpec, config: TrainConfig) -> keras.Model:

@@ -59,10 +59,11 @@ def way_of(
     classes: Sequence[int],
     *,
     subject: int,
-    backwards: bool = False,
-    mirrored: bool = False,
+    draws: Sequence[float] = (1.0, 1.0, 0.0),
 ) -> Way | None:
     """Returns the way through a scan, or None where none of the structures is on it.
+
+    Whatever part of a scan is gone through, and whichever way, the same slices are drawn.
 
     Args:
         scan: from `records.read_scan`.
@@ -70,8 +71,7 @@ def way_of(
         settings: which slices count as drawn.
         classes: the structures to follow.
         subject: number in the order of decreasing drawn slices.
-        backwards: from the last slice to the first; the same slices are drawn.
-        mirrored: with the columns of all slices reversed.
+        draws: three numbers from 0 to below 1, for `reverse`, `mirror` and the first of `slices`.
 
     Raises:
         DataError: fewer slices than a window has.
@@ -82,10 +82,11 @@ def way_of(
             f"{scan.subject_id}: {count} slices, but a window has {width}; leave the scan out, or build records with a"
             " smaller --window"
         )
-    turn = np.s_[:: -1 if backwards else 1, :, :: -1 if mirrored else 1]
-    images, labels = scan.image[..., 0][turn], scan.labels[turn]
+    part, turn = _part(count, settings, draws), slice(None, None, -1 if draws[1] < settings.mirror else 1)
+    images, labels = (array[part][..., turn] for array in (scan.image[..., 0], scan.labels))
     labelled = np.array([(plane != IGNORE).all() for plane in labels])
-    drawn = drawn_slices(count, subject, settings)[turn[0]] & labelled
+    drawn = drawn_slices(count, subject, settings)[part] & labelled
+    count = len(labels)
     areas = np.array([[np.count_nonzero(plane == number) for plane in labels] for number in classes])
     begins = (areas > settings.smallest) & labelled
     begins = begins[:, : count - width + 1]
@@ -102,6 +103,15 @@ def way_of(
     references = tuple(int(np.cumprod(labelled[start : start + width]).sum()) for start in starts)
     chunks = tuple(chunks_of(count - width + 1 - starts[0], settings))
     return Way(images, labels, tuple(number for _, number in begun), starts, references, drawn, chunks)
+
+
+def _part(count: int, settings: Propagation, draws: Sequence[float]) -> slice:
+    """Returns which slices are gone through, and in which direction."""
+    length = min(settings.slices or count, count)
+    first = int(draws[2] * (count - length + 1))
+    if draws[0] < settings.reverse:
+        return slice(first + length - 1, first - 1 if first else None, -1)
+    return slice(first, first + length)
 
 
 def windows_of(way: Way, chunk: Chunk, spec: DataSpec, settings: Propagation) -> Windows:
