@@ -1,6 +1,7 @@
 """Networks that learn to carry masks from slice to slice: what is drawn, what is learned from, and when they move."""
 
 import dataclasses
+import shutil
 
 import keras
 import numpy as np
@@ -73,7 +74,8 @@ def some_windows(count, structures=1, drawn=(False, False, False), seed=0):
     images = rng.normal(size=(count, 3, 4, 4, 1)).astype(np.float32)
     truth = (rng.random((count, structures, 3, 4, 4, 1)) > 0.5).astype(np.float32)
     known = np.broadcast_to(np.array(drawn), (count, structures, 3)).copy()
-    return Windows(images, truth, known, known), tf.constant(rng.random((structures, 3, 4, 4, 1)), tf.float32)
+    fed = rng.random((structures, 3, 4, 4, 1)).astype(np.float32)
+    return Windows(images, truth, known, known, np.repeat(images[:1], structures, 0), fed), tf.constant(fed)
 
 
 class TestDrawnSlices:
@@ -196,7 +198,7 @@ class TestSteps:
         weights = [weight.value for weight in stepper.model.trainable_variables]
         with tf.GradientTape() as tape:
             losses = [
-                stepper.window(*(tf.constant(x[0]) for x in (w.images, w.truth, w.drawn, w.kept)), fed)[0]
+                stepper.window((w.images, fed, w.first_images, w.first_masks), w.truth[0], w.drawn[0], w.kept[0])[0]
                 for w, fed in parts
             ]
             mean = sum(losses) / 3
@@ -261,10 +263,9 @@ class TestSteps:
         one, other = stepper_of(mode="tbptt", through=2), stepper_of(mode="per_window")
         one.add(windows, fed, 2)
         for number in range(2):
-            part = Windows(
-                *(getattr(windows, name)[number : number + 1] for name in ("images", "truth", "drawn", "kept"))
-            )
-            _, fed = other.add(part, fed, 2)
+            names = ("images", "truth", "drawn", "kept")
+            part = {name: getattr(windows, name)[number : number + 1] for name in names}
+            _, fed = other.add(dataclasses.replace(windows, **part), fed, 2)
         gap = [float(tf.reduce_max(abs(a - b))) for a, b in zip(one.gradients, other.gradients, strict=True)]
         assert max(gap) > 1e-5
 
@@ -285,6 +286,50 @@ class TestSteps:
         overlap = (p * g).sum()
         assert float(loss) == pytest.approx(1 - (overlap + 1) / (p.sum() / 2 + g.sum() / 2 + 1), abs=1e-6)
         assert stepper.weighting == {}
+
+
+class TestSingleFrames:
+    SPEC = dataclasses.replace(SPEC, kind="slices", depth=1)
+
+    def network(self):
+        """Foreground is sigmoid(mask + 2 reference_image + 4 reference_mask)."""
+        names = ("image", "mask", "reference_image", "reference_mask")
+        inputs = [keras.Input((4, 4, 1), name=name) for name in names]
+        both = keras.layers.Concatenate()(inputs)
+        head = keras.layers.Conv2D(2, 1, use_bias=False)
+        model = keras.Model(inputs, keras.layers.Softmax()(head(both)))
+        head.set_weights([np.array([[0, 0], [0, 1], [0, 2], [0, 4]], np.float32)[None, None]])
+        return model
+
+    def test_a_carrier_with_a_reference(self):
+        carrier = carrier_of(self.network(), self.SPEC, Propagation())
+        images, drawn = np.array([3.0, 5, 7])[:, None, None] + np.zeros((3, 4, 4)), np.ones((1, 4, 4, 1), np.float32)
+        found = np.concatenate([masks for masks, _ in carry(carrier, images, drawn)])
+        assert found.shape == (3, 4, 4, 1)
+        sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
+        second = sigmoid(1 + 2 * 3 + 4)  # fed the drawn mask
+        np.testing.assert_allclose(found[1], second, atol=1e-6)
+        np.testing.assert_allclose(found[2], sigmoid(second + 2 * 3 + 4), atol=1e-6)
+
+    def test_learning(self):
+        labels = np.zeros((6, 4, 4))
+        labels[2:, 0, 0], labels[3:, 1, 1] = 1, 2
+        images = np.arange(6.0)[:, None, None] + np.zeros((6, 4, 4))
+        settings = Propagation(mode="per_window")
+        way = way_of(scan_of(labels, images), self.SPEC, settings, [1, 2], subject=0)
+        assert len(way.chunks) == 4
+        windows = windows_of(way, way.chunks[2], self.SPEC, settings)  # slice 4
+        assert windows.images[0, 0, 0, 0, 0] == 4
+        assert windows.first_images[:, 0, 0, 0, 0].tolist() == [2, 3]
+        assert windows.first_masks[0, 0, 0, 0, 0] == windows.first_masks[1, 0, 1, 1, 0] == 1
+        assert windows.first_masks.sum() == 2
+        model = self.network()
+        optimiser = keras.optimizers.SGD(1.0)
+        optimiser.build(model.trainable_variables)
+        stepper = Stepper(model, optimiser, self.SPEC, settings)
+        _, fed = stepper.add(windows, tf.constant(windows.truth[0]), 1)
+        assert fed.shape == (2, 1, 4, 4, 1)
+        assert stepper.gradients[0].numpy()[..., 3, :].any()
 
 
 class TestCarriers:
@@ -362,14 +407,21 @@ CONFIG = TrainConfig(
 SETTINGS = Propagation(mode="per_window", reverse=0.5, mirror=0.5)
 
 
-@pytest.fixture
-def small_network(monkeypatch):
-    monkeypatch.setattr(propagation, "_built", tiny)
-    monkeypatch.setattr(propagation, "check_propagation", lambda *args: None)
+@pytest.fixture(scope="module")
+def small_network():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(propagation, "_built", tiny)
+        patch.setattr(propagation, "check_propagation", lambda *args: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(records, small_network, tmp_path_factory):
+    return fit_propagation(records, tmp_path_factory.mktemp("runs") / "whole", CONFIG, SETTINGS)
 
 
 class TestRuns:
-    def test_a_run_that_was_interrupted_ends_as_one_that_was_not(self, records, small_network, monkeypatch, tmp_path):
+    def test_an_interrupted_run_ends_as_one_that_was_not(self, records, finished, monkeypatch, tmp_path):
         class Killed(Exception):
             pass
 
@@ -380,7 +432,6 @@ class TestRuns:
             if "epoch 2" in note and done % 1000 > 500:
                 raise Killed
 
-        whole = fit_propagation(records, tmp_path / "whole", CONFIG, SETTINGS)
         monkeypatch.setattr(propagation_state, "SAVE_SECONDS", 0.0)
         with pytest.raises(Killed):
             fit_propagation(records, tmp_path / "run", CONFIG, SETTINGS, progress=kill)
@@ -405,8 +456,8 @@ class TestRuns:
         for mine, theirs in zip(*(row[1:] for row in rows), strict=True):
             assert [float(x) for x in mine[2:]] == pytest.approx([float(x) for x in theirs[2:]], rel=1e-12)
 
-    def test_a_run_folder_like_any_other(self, records, small_network, tmp_path):
-        run = fit_propagation(records, tmp_path / "run", CONFIG, SETTINGS)
+    def test_a_run_folder_like_any_other(self, records, finished):
+        run = finished
         assert {"spec.json", "train.json", "split.json", "history.csv", "curves.png", "about.json", "best.keras"} <= {
             path.name for path in run.iterdir()
         }
@@ -432,8 +483,8 @@ class TestRuns:
         history = [line.split(",") for line in (run / "history.csv").read_text().split()[1:]]
         assert float(history[-1][2]) < 0.7 * float(history[0][2])
 
-    def test_a_damaged_state(self, records, small_network, monkeypatch, tmp_path):
-        fit_propagation(records, tmp_path / "run", CONFIG, SETTINGS)
+    def test_a_damaged_state(self, records, finished, tmp_path):
+        shutil.copytree(finished, tmp_path / "run")
         (tmp_path / "run/about.json").unlink()
         (tmp_path / "run/state").mkdir()
         (tmp_path / "run/state/propagation.npz").write_bytes(b"nothing")

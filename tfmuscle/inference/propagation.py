@@ -13,7 +13,7 @@ A network trained with `feedback="expert"` is fed the drawn slices a way began w
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +29,8 @@ from tfmuscle.preprocessing import preprocess
 from tfmuscle.propagation.carriers import Carrier, Step, carry
 from tfmuscle.volume import Volume
 
-Forward = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""From images `(S, w, H, W, 1)` and masks `(S, w, H, W, 1)` to foreground `(S, w, H, W, 1)`."""
+Forward = Callable[..., np.ndarray]
+"""From images and masks, and those a way begins with, `(S, w, H, W, 1)` each, to foreground `(S, w, H, W, 1)`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,31 +93,58 @@ def carrier_of(model: keras.Model, spec: DataSpec, settings: Propagation) -> Car
     forward = _forward(model, spec)
 
     def begin(images: np.ndarray, masks: np.ndarray) -> Step:
-        drawn = masks if settings.feedback == "expert" else None
-        return functools.partial(_step, forward, spec.size, drawn)
+        fixed = settings.feedback == "expert"
+        return functools.partial(_step, forward, spec.size, _inputs(images, masks, spec.size), fixed)
 
     return Carrier(window=spec.depth, starts=spec.depth, begin=begin)
+
+
+def answer(model: keras.Model, windows: Sequence[tf.Tensor], *, training: bool) -> tf.Tensor:
+    """Returns what a network says, `(S, w, H, W, 2)` float32.
+
+    Args:
+        model: takes `image` and `mask`, and maybe the images and masks that a way begins with; in windows, or as single
+            slices.
+        windows: images, masks, and images and masks that the way begins with, `(S, w, H, W, 1)` each.
+        training: whether features are dropped.
+    """
+    names, known = ("image", "mask", "reference_image", "reference_mask"), {x.name for x in model.inputs}
+    given = {name: tf.convert_to_tensor(window) for name, window in zip(names, windows, strict=True) if name in known}
+    if single := len(model.output_shape) == 4:
+        given = {name: window[:, 0] for name, window in given.items()}
+    found = tf.cast(model(given, training=training), tf.float32)
+    return found[:, tf.newaxis] if single else found
 
 
 def _forward(model: keras.Model, spec: DataSpec) -> Forward:
     shape = tf.TensorSpec((None, spec.depth, *spec.size, 1), tf.float32)
 
-    @tf.function(input_signature=[shape, shape], autograph=False)
-    def forward(images: tf.Tensor, masks: tf.Tensor) -> tf.Tensor:
-        return tf.cast(model({"image": images, "mask": masks}, training=False)[..., 1:], tf.float32)
+    @tf.function(input_signature=[shape] * 4, autograph=False)
+    def forward(*windows: tf.Tensor) -> tf.Tensor:
+        return answer(model, windows, training=False)[..., 1:]
 
-    return lambda images, masks: forward(tf.constant(images), tf.constant(masks)).numpy()
+    return lambda *windows: forward(*map(tf.constant, windows)).numpy()
+
+
+def _inputs(images: np.ndarray, masks: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Brings images `(w, H, W)` and masks `(w, H, W, S)` to size and in the order of samples."""
+    fed = framed(np.moveaxis(masks, 3, 0), size, 0.0)[..., np.newaxis]
+    seen = framed(images, size, images.min())[..., np.newaxis]
+    return np.broadcast_to(seen, fed.shape), fed
 
 
 def _step(
-    forward: Forward, size: tuple[int, int], drawn: np.ndarray | None, images: np.ndarray, masks: np.ndarray
+    forward: Forward,
+    size: tuple[int, int],
+    reference: tuple[np.ndarray, np.ndarray],
+    fixed: bool,
+    images: np.ndarray,
+    masks: np.ndarray,
 ) -> np.ndarray:
     """Carries `(w, H, W, S)` masks over images `(w, H, W)`."""
-    plane = images.shape[1:]
-    fed = framed(np.moveaxis(masks if drawn is None else drawn, 3, 0), size, 0.0)
-    seen = np.broadcast_to(framed(images, size, images.min()), fed.shape)
-    found = forward(seen[..., np.newaxis], fed[..., np.newaxis])[..., 0]
-    return np.moveaxis(framed(found, plane, 0.0), 0, 3)
+    seen, fed = _inputs(images, masks, size)
+    found = forward(seen, reference[1] if fixed else fed, *reference)[..., 0]
+    return np.moveaxis(framed(found, images.shape[1:], 0.0), 0, 3)
 
 
 def prepare(run: PropagationRun, scan: Volume) -> Volume:

@@ -10,6 +10,12 @@ _SWEEPS = {
     "orientation": None,
     "patches": "random",
 }
+# The paper says of its rivals that they segment windows of three slices, and nothing of how they were trained: losses
+# are those of their own papers, rate and epochs those of IFSS-Net.
+_RIVAL = {"epochs": 10, "batch_size": 1, "learning_rate": 1e-4, "schedule": "last_two"}
+_RIVAL_RECIPE = {"augmentation": "none", "mirror": False}
+_RIVAL_LAPTOP_DATA = {"size": (96, 96)}
+_RIVAL_LAPTOP = {"epochs": 6, "steps": 60, "batch_size": 4, "learning_rate": 2e-3, "schedule": "cosine"}
 
 SWEEPS: dict[str, Preset] = {
     "ifss_net": Preset(
@@ -29,6 +35,65 @@ SWEEPS: dict[str, Preset] = {
             "data": {"size": (96, 96)},
             "training": {"epochs": 6, "learning_rate": 1e-3, "model_options": {"filters": 10}},
             "propagation": {"mode": "per_window"},
+        },
+    ),
+    "seg_net_fs": Preset(
+        about="Seg-Net-FS, IFSS-Net without masks (Al Chanti et al. 2021): segments windows of three slices; all slices"
+        " labelled.",
+        data=_SWEEPS,
+        training=_RIVAL | {"model": "seg_net_fs", "model_options": {"tversky": "learned"}},
+        recipe=_RIVAL_RECIPE | {"loss": "tversky", "loss_options": {"alpha": 0.5, "beta": 0.5}},
+        laptop={
+            "data": _RIVAL_LAPTOP_DATA,
+            "training": _RIVAL_LAPTOP
+            | {"model_options": {"filters": 10, "dilation_scale": 0.2, "outer_dropout": 0.0, "tversky": "fixed"}},
+        },
+    ),
+    "unet3d": Preset(
+        about="3D U-Net (Çiçek et al. 2016) on windows of three slices, a rival of IFSS-Net; all slices labelled.",
+        data=_SWEEPS,
+        training=_RIVAL | {"model": "unet3d"},
+        recipe=_RIVAL_RECIPE | {"loss": "dice_cross_entropy"},
+        laptop={
+            "data": _RIVAL_LAPTOP_DATA,
+            "training": _RIVAL_LAPTOP | {"model_options": {"filters": 8}},
+        },
+    ),
+    "vnet": Preset(
+        about="V-Net (Milletari et al. 2016) on windows of three slices, a rival of IFSS-Net; all slices labelled.",
+        data=_SWEEPS,
+        training=_RIVAL | {"model": "vnet"},
+        recipe=_RIVAL_RECIPE | {"loss": "dice", "loss_options": {"squared": True}},
+        laptop={
+            "data": _RIVAL_LAPTOP_DATA,
+            "training": _RIVAL_LAPTOP | {"model_options": {"filters": 4}},
+        },
+    ),
+    "daf3d": Preset(
+        about="DAF3D (Wang et al. 2019) on windows of three slices, a rival of IFSS-Net; all slices labelled.",
+        data=_SWEEPS,
+        training=_RIVAL | {"model": "daf3d"},
+        recipe=_RIVAL_RECIPE | {"loss": "dice_cross_entropy", "deep_supervision": True},
+        laptop={
+            "data": _RIVAL_LAPTOP_DATA,
+            "training": _RIVAL_LAPTOP
+            | {"model_options": {"filters": 8, "blocks": [1, 1, 1, 1], "dilation_scale": 0.2}},
+        },
+    ),
+    "pg_net": Preset(
+        about="PG-Net after Oh et al. 2018, a rival of IFSS-Net: carries masks from frame to frame, with the first drawn"
+        " one to refer to. Then 'tfmuscle propagate -m RUN'.",
+        data=_SWEEPS | {"kind": "slices", "depth": 1},
+        training=_RIVAL | {"model": "pg_net"},
+        recipe=_RIVAL_RECIPE,
+        propagation={"supervision": "full"},
+        laptop={
+            "data": _RIVAL_LAPTOP_DATA,
+            "training": {
+                "learning_rate": 1e-3,
+                "model_options": {"filters": 8, "features": 32, "blocks": [1, 1, 1, 1]},
+            },
+            "propagation": {"mode": "per_window", "feedback": "predicted"},
         },
     ),
 }

@@ -104,9 +104,10 @@ def check_propagation(spec: DataSpec, config: TrainConfig, settings: Propagation
     models.check_spec(config.model, spec, **config.model_options)
     if not models.carries_masks(config.model):
         raise ValueError(f"model is {config.model!r}, which takes no masks; choose one that carries them: ifss_net")
-    if spec.kind != "sequences" or spec.patches != "random":
+    if spec.kind not in ("sequences", "slices") or spec.patches != "random":  # check_spec has looked at the kind
+        wanted = "sequences" if spec.is_volumetric else "slices"
         raise ValueError(
-            f"kind is {spec.kind!r} and patches {spec.patches!r}; build records of whole scans, with --kind sequences"
+            f"kind is {spec.kind!r} and patches {spec.patches!r}; build records of whole scans, with --kind {wanted}"
             " --patches random"
         )
     if spec.num_channels != 1:

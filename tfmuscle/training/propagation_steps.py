@@ -13,14 +13,15 @@ a network without one learns with both weights 1/2.
 """
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from tfmuscle.config import DataSpec, Propagation
+from tfmuscle.inference.propagation import answer
 from tfmuscle.losses.overlap import tversky_loss
 from tfmuscle.losses.parametric import ParametricTversky
 from tfmuscle.losses.targets import prepare
@@ -62,12 +63,16 @@ class Windows:
         truth: `(k, S, w, H, W, 1)` float32 masks; counts where drawn.
         drawn: `(k, S, w)` bool, slices with a drawn mask.
         kept: `(k, S, w)` bool, slices whose drawn mask is put in before masks are fed to the next window.
+        first_images: `(S, w, H, W, 1)` float32 of the window each structure begins with.
+        first_masks: `(S, w, H, W, 1)` float32, the masks it begins with.
     """
 
     images: np.ndarray
     truth: np.ndarray
     drawn: np.ndarray
     kept: np.ndarray
+    first_images: np.ndarray
+    first_masks: np.ndarray
 
 
 class Stepper:
@@ -106,8 +111,8 @@ class Stepper:
             fed: `(S, w, H, W, 1)` masks of the window before, or those drawn.
             divisor: what every loss is divided by.
         """
-        parts = (windows.images, windows.truth, windows.drawn, windows.kept)
-        return self._gradient(len(windows.images))(*map(tf.constant, parts), fed, tf.constant(divisor, tf.float32))
+        parts = [tf.constant(getattr(windows, item.name)) for item in fields(windows)]
+        return self._gradient(len(windows.images))(*parts, fed, tf.constant(divisor, tf.float32))
 
     def _traced(self, count: int) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
         """Returns the compiled gradient of chunks of `count` windows."""
@@ -117,17 +122,18 @@ class Stepper:
             tf.TensorSpec((count, None, *window), tf.float32),
             tf.TensorSpec((count, None, self.spec.depth), tf.bool),
             tf.TensorSpec((count, None, self.spec.depth), tf.bool),
-            tf.TensorSpec((None, *window), tf.float32),
+            *[tf.TensorSpec((None, *window), tf.float32)] * 3,
             tf.TensorSpec((), tf.float32),
         ]
 
         @tf.function(input_signature=signature, autograph=False)
-        def gradient(images, truth, drawn, kept, fed, divisor):
+        def gradient(images, truth, drawn, kept, first_images, first_masks, fed, divisor):
             with tf.GradientTape() as tape:
                 total = tf.constant(0.0)
                 for number in range(count):
+                    seen = tf.repeat(images[number][tf.newaxis], tf.shape(fed)[0], axis=0)
                     masks = truth[number], drawn[number], kept[number]
-                    loss, fed = self.window(images[number], *masks, fed)
+                    loss, fed = self.window((seen, fed, first_images, first_masks), *masks)
                     total += loss
                 mean = total / divisor
             found = tape.gradient(mean, [weight.value for weight in self.model.trainable_variables])
@@ -139,19 +145,18 @@ class Stepper:
         return gradient
 
     def window(
-        self, images: tf.Tensor, truth: tf.Tensor, drawn: tf.Tensor, kept: tf.Tensor, fed: tf.Tensor
+        self, given: Sequence[tf.Tensor], truth: tf.Tensor, drawn: tf.Tensor, kept: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the loss of one window, the mean over structures, and the masks to feed to the next."""
-        seen = tf.repeat(images[tf.newaxis], tf.shape(fed)[0], axis=0)
-        answer = tf.cast(self.model({"image": seen, "mask": fed}, training=True), tf.float32)
+        said, fed = answer(self.model, given, training=True), given[1]
         target, known = self._target(truth, drawn, fed)
         both = tf.concat([1 - target, target], axis=-1) * known  # zeros teach nothing
         if self.tversky is None:
-            g, p, _ = prepare(both, answer)
+            g, p, _ = prepare(both, said)
             loss = tversky_loss(g, p, **EVEN_WEIGHTS)
         else:
-            loss = self.tversky.loss(both, answer)
-        result = fed if self.settings.feedback == "expert" else answer[..., 1:]
+            loss = self.tversky.loss(both, said)
+        result = fed if self.settings.feedback == "expert" else said[..., 1:]
         return loss, tf.where(_wide(kept), truth, result)
 
     def _target(self, truth: tf.Tensor, drawn: tf.Tensor, fed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

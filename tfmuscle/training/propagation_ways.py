@@ -127,6 +127,8 @@ def windows_of(way: Way, chunk: Chunk, spec: DataSpec, settings: Propagation) ->
         np.stack([_masks(way, place, spec, active) for place in places]),
         drawn,
         references if settings.feedback == "predicted" else drawn,
+        np.stack([_seen(way, start, spec) for start in starts]),
+        np.stack([_begun(way, number, spec) for number in range(active)]),
     )
 
 
@@ -142,16 +144,20 @@ def fed_to(way: Way, chunk: Chunk, spec: DataSpec, fed: tf.Tensor | None) -> tf.
     active, before = way.active(chunk), 0 if fed is None else int(fed.shape[0])
     if active == before:
         return fed
-    masks = _masks(way, way.starts[0] + chunk.first, spec, active)
-    for number in range(before, active):
-        masks[number, way.references[number] :] = masks[number, way.references[number] - 1]
-    new = tf.constant(masks[before:])
+    new = tf.constant(np.stack([_begun(way, number, spec) for number in range(before, active)]))
     return new if fed is None else tf.concat([fed, new], axis=0)
 
 
 def _seen(way: Way, place: int, spec: DataSpec) -> np.ndarray:
     images = way.images[place : place + spec.depth].astype(np.float32)
     return framed(images, spec.size, images.min())[..., np.newaxis]
+
+
+def _begun(way: Way, number: int, spec: DataSpec) -> np.ndarray:
+    """Returns the masks `(w, H, W, 1)` that a structure begins with, the last drawn one repeated."""
+    masks, drawn = _masks(way, way.starts[number], spec, number + 1)[number], way.references[number]
+    masks[drawn:] = masks[drawn - 1]
+    return masks
 
 
 def _masks(way: Way, place: int, spec: DataSpec, active: int) -> np.ndarray:

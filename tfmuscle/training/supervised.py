@@ -30,6 +30,7 @@ from tfmuscle.files import TEMPORARY_PREFIX, atomic_path, provenance, read_json,
 from tfmuscle.folds import PARTS, TEST, person_of, persons_in_order
 from tfmuscle.inference.runs import MAIN_OUTPUT, RECORDS_FILE
 from tfmuscle.losses import get_loss
+from tfmuscle.losses.parametric import ParametricTversky
 from tfmuscle.losses.voxelwise import DATASET_WEIGHTS, inverse_frequencies
 from tfmuscle.postprocessing import CLEANING_FILE, recipe_cleaning
 from tfmuscle.records import RecordIndex, check_shard, load_spec, read_index
@@ -273,7 +274,9 @@ def _compiled(spec: DataSpec, config: TrainConfig, dataset_weights: list[float])
     options = dict(config.recipe.loss_options)
     if options.get("class_weights") == DATASET_WEIGHTS:
         options["class_weights"] = dataset_weights
-    loss, dice = get_loss(config.recipe.loss, **options), [ForegroundDice(spec.num_classes)]
+    own = [layer for layer in model.layers if isinstance(layer, ParametricTversky)]  # a loss whose weights are learned
+    loss = own[0].loss if own else get_loss(config.recipe.loss, **options)
+    dice = [ForegroundDice(spec.num_classes)]
     outputs = list(output_shapes(model))
     model.compile(
         optimizer=make_optimiser(config),
