@@ -445,13 +445,10 @@ class TestRuns:
         assert done[0] > calls[-1]  # nothing is done again
         assert done[-1] == 1000 * 2 * len(read_json(tmp_path / "run/split.json")["train"])
         assert not (tmp_path / "run/state").exists()
-        for mine, theirs in zip(
-            *(models.load(run / "best.keras").weights for run in (whole, tmp_path / "run")), strict=True
-        ):
+        both = (finished, tmp_path / "run")
+        for mine, theirs in zip(*(models.load(run / "best.keras").weights for run in both), strict=True):
             np.testing.assert_array_equal(mine, theirs)
-        rows = [
-            [line.split(",") for line in (run / "history.csv").read_text().split()] for run in (whole, tmp_path / "run")
-        ]
+        rows = [[line.split(",") for line in (run / "history.csv").read_text().split()] for run in both]
         assert rows[0][0] == ["epoch", "seconds", "loss", "val_dice", "alpha", "beta", "learning_rate"]
         for mine, theirs in zip(*(row[1:] for row in rows), strict=True):
             assert [float(x) for x in mine[2:]] == pytest.approx([float(x) for x in theirs[2:]], rel=1e-12)

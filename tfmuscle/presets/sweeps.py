@@ -81,8 +81,8 @@ SWEEPS: dict[str, Preset] = {
         },
     ),
     "pg_net": Preset(
-        about="PG-Net after Oh et al. 2018, a rival of IFSS-Net: carries masks from frame to frame, with the first drawn"
-        " one to refer to. Then 'tfmuscle propagate -m RUN'.",
+        about="PG-Net after Oh et al. 2018, a rival of IFSS-Net: carries masks from frame to frame and refers to the"
+        " first drawn one. Then 'tfmuscle propagate -m RUN'.",
         data=_SWEEPS | {"kind": "slices", "depth": 1},
         training=_RIVAL | {"model": "pg_net"},
         recipe=_RIVAL_RECIPE,
