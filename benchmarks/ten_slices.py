@@ -2,7 +2,8 @@
 
     python benchmarks/ten_slices.py simulate --data FOLDER/visible_human -o OUT [--muscle NAME] [--spacing 1 1 5]
     python benchmarks/ten_slices.py take --scan FILE --labels FILE -o OUT [--slices 10] [--axis 2]
-    python benchmarks/ten_slices.py table OUT [RUN_labels/scan.nii.gz ...]
+    python benchmarks/ten_slices.py more FOLDER -o OUT [--count 3] [--suggested NEXT/suggested.csv]
+    python benchmarks/ten_slices.py table OUT [RUN_labels/scan.nii.gz ...] [--besides OTHER]
 
 `simulate` writes one scan of the left leg of the Visible Human man (`scan.nii.gz`), cut to the muscle and `FIELD_MM`
 beyond both its ends, its labels (`truth.nii.gz`), and those of ten slices at equal distances from the muscle's first
@@ -10,18 +11,22 @@ slice to its last (`slices.nii.gz`), all others empty. The anatomy is real; the 
 phantom's intensity model (`legs.py`), in which all muscles look alike but for their borders. `take` does the same with
 a real scan whose slices are all labelled.
 
+`more` draws further slices of such a scan: those that `tfmuscle suggest` named, or, to compare with, those that make
+the distances even. `table --besides OTHER` leaves slices drawn in either folder out of what nobody drew.
+
 `table` measures label files of whole scans against the truth, as means over the structures: 3D Dice of the whole scan;
 3D and mean 2D Dice of the slices that nobody drew; the distance between the surfaces; the error of the volume. The rows
-called interpolation are made here: from the ten slices, and from the eight of them that networks train on.
+called interpolation are made here: from all drawn slices, and from those of them that networks train on.
 """
 
 import argparse
+import csv
 from pathlib import Path
 
 import numpy as np
 from legs import FIELD_MM, PAINTED, make_body, world_edges  # the script beside this one
 
-from tfmuscle.files import write_json
+from tfmuscle.files import read_json, write_json
 from tfmuscle.interpolation import interpolate_slices
 from tfmuscle.io import read_label_image, read_volume, write_volume
 from tfmuscle.io.label_tables import names_of, read_label_table
@@ -62,17 +67,52 @@ def write(chosen: argparse.Namespace, scan: Volume, truth: Volume, label_map: La
     others = tuple(other for other in range(3) if other != axis)
     present = np.flatnonzero(truth.array.any(axis=others))
     drawn = np.rint(np.linspace(present[0], present[-1], chosen.slices)).astype(int)
+    draw(chosen.output, scan, truth, label_map, axis=axis, drawn=sorted(set(drawn.tolist())))
+
+
+def draw(out: Path, scan: Volume, truth: Volume, label_map: LabelMap, *, axis: int, drawn: list[int]) -> None:
+    """Writes the folder in which `drawn` are the slices that have labels."""
     few = np.zeros_like(truth.array)
     np.moveaxis(few, axis, 0)[drawn] = np.moveaxis(truth.array, axis, 0)[drawn]
-    chosen.output.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     for name, volume in (("scan", scan), ("truth", truth), ("slices", truth.with_array(few))):
-        write_volume(chosen.output / f"{name}.nii.gz", volume)
-    write_json(chosen.output / "dataset.json", {"labels": label_map.to_dict()})
-    write_json(chosen.output / "drawn.json", {"axis": axis, "slices": drawn.tolist()})
+        write_volume(out / f"{name}.nii.gz", volume)
+    write_json(out / "dataset.json", {"labels": label_map.to_dict()})
+    write_json(out / "drawn.json", {"axis": axis, "slices": drawn})
     size = np.count_nonzero(truth.array) * truth.geometry.voxel_volume_ml
-    print(
-        f"{truth.geometry.shape} voxels, {len(label_map.structures)} structures, {size:.0f} ml, slices {drawn.tolist()}"
-    )
+    print(f"{truth.geometry.shape} voxels, {len(label_map.structures)} structures, {size:.1f} ml, slices {drawn}")
+
+
+def more(chosen: argparse.Namespace) -> None:
+    """Writes the same scan with further slices drawn."""
+    scan = read_volume(chosen.folder / "scan.nii.gz")
+    truth = read_label_image(chosen.folder / "truth.nii.gz")
+    about = read_json(chosen.folder / "drawn.json")
+    if chosen.suggested:
+        with chosen.suggested.open() as file:
+            further = [int(row["slice"]) for row in csv.DictReader(file)][: chosen.count]
+    else:
+        further = even(about["slices"], chosen.count)
+    drawn = sorted({*about["slices"], *further})
+    draw(chosen.output, scan, truth, names_of(chosen.folder / "truth.nii.gz"), axis=about["axis"], drawn=drawn)
+
+
+def even(drawn: list[int], count: int) -> list[int]:
+    """Returns `count` slices that divide the widest gaps, so that the widest of what is left is as small as can be.
+
+    >>> even([0, 8, 16], 3)
+    [3, 5, 12]
+    """
+    parts = [1] * (len(drawn) - 1)
+    for _ in range(count):
+        widths = [(after - before) / n for before, after, n in zip(drawn, drawn[1:], parts, strict=True)]
+        parts[int(np.argmax(widths))] += 1
+    places = [
+        round(before + place * (after - before) / n)
+        for before, after, n in zip(drawn, drawn[1:], parts, strict=True)
+        for place in range(1, n)
+    ]
+    return sorted(places)
 
 
 def table(chosen: argparse.Namespace) -> None:
@@ -82,7 +122,7 @@ def table(chosen: argparse.Namespace) -> None:
     slices = find_slices(few, label_map, axis=chosen.axis)
     training = tuple(index for index in slices.indices if index not in slices.validating())
     rows = {}
-    for called, indices in (("ten", slices.indices), ("eight", training)):
+    for called, indices in (("all drawn", slices.indices), ("those that train", training)):
         some = only(few, slices, indices, IGNORE)
         some = some.with_array(np.where(some.array == IGNORE, 0, some.array))
         rows[f"interpolation ({called})"] = interpolate_slices(
@@ -90,7 +130,8 @@ def table(chosen: argparse.Namespace) -> None:
         )
     rows |= {path.parent.name: read_label_image(path) for path in chosen.labels}
     free = np.ones(truth.array.shape, bool)
-    np.moveaxis(free, slices.axis, 0)[list(slices.indices)] = False
+    drawn = {*slices.indices, *(read_json(chosen.besides / "drawn.json")["slices"] if chosen.besides else ())}
+    np.moveaxis(free, slices.axis, 0)[sorted(drawn)] = False
     print(
         "| | Dice 3D | undrawn slices: Dice 3D | 2D | surface distance (mm) | volume error (%) |\n"
         "|---|---|---|---|---|---|"
@@ -138,10 +179,17 @@ def main() -> None:
     for making in (simulating, taking):
         making.add_argument("-o", "--output", type=Path, required=True)
         making.add_argument("--slices", type=int, default=10)
+    adding = parts.add_parser("more")
+    adding.add_argument("folder", type=Path)
+    adding.add_argument("-o", "--output", type=Path, required=True)
+    adding.add_argument("--count", type=int, default=3)
+    adding.add_argument("--suggested", type=Path, help="suggested.csv of `tfmuscle suggest` [even distances]")
+    adding.set_defaults(run=more)
     measuring = parts.add_parser("table")
     measuring.add_argument("folder", type=Path)
     measuring.add_argument("labels", type=Path, nargs="*")
     measuring.add_argument("--axis", type=int)
+    measuring.add_argument("--besides", type=Path, help="folder of the same scan with other slices drawn")
     measuring.set_defaults(run=table)
     chosen = parser.parse_args()
     chosen.run(chosen)
