@@ -75,6 +75,7 @@ def test_counts_of_the_variants(options, count):
 
 
 def test_every_weight_learns():
+    keras.utils.set_random_seed(0)
     for options in ({}, {"aggregate": False, "fusion": "concat_xcorr", "refine": "pinheiro"}):
         model = models.build("ifss_net", SHAPE, 2, **SMALL | options)
         truth = np.random.default_rng(2).integers(0, 2, (2, *SHAPE[:3]))
