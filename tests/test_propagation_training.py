@@ -145,6 +145,8 @@ class TestWays:
         assert last.drawn[0].tolist() == [[True] * 3] * 2
         alone = windows_of(way, way.chunks[-1], SPEC, dataclasses.replace(settings, feedback="predicted"))
         assert alone.drawn.all() and not alone.kept.any()
+        rarely = dataclasses.replace(settings, refresh=3)  # the last of nine windows is a third one
+        assert [windows_of(way, chunk, SPEC, rarely).kept.all() for chunk in way.chunks[-2:]] == [False, True]
 
     def test_masks_to_begin_with(self):
         labels = np.full((8, 4, 4), IGNORE)

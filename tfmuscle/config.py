@@ -384,6 +384,7 @@ class Propagation(_Settings):
         "masks fed to the next window: predictions with drawn slices put in, predictions alone, or drawn slices alone",
         choices=FEEDBACKS,
     )
+    refresh: int = option(1, "windows after which drawn slices are put into the masks fed, for feedback corrected")
     l2: float = option(1e-5, "factor of the squared weights in the loss")
     structures: tuple[str, ...] = option((), "structures to learn; none: all")
     smallest: int = option(0, "a structure is followed from the first slice on which it has more pixels than this")
@@ -393,7 +394,7 @@ class Propagation(_Settings):
 
     def __post_init__(self) -> None:
         self._check_choices()
-        self._check_positive("every", "through")
+        self._check_positive("every", "through", "refresh")
         if min(self.sweep, self.smallest, self.slices) < 0 or not 0 <= self.l2 < math.inf:
             raise ValueError("sweep, smallest, slices and l2 must be finite and not negative")
         for name in ("reverse", "mirror"):

@@ -122,11 +122,13 @@ def windows_of(way: Way, chunk: Chunk, spec: DataSpec, settings: Propagation) ->
     starts, ends = (np.array(values)[:active] for values in (way.starts, np.add(way.starts, way.references)))
     references = (slices[:, None] >= starts[:, None]) & (slices[:, None] < ends[:, None])
     drawn = references | way.drawn[slices][:, None]
+    refreshed = (np.arange(chunk.first, chunk.first + chunk.count) + 1) % settings.refresh == 0
+    kept = references if settings.feedback == "predicted" else references | drawn & refreshed[:, None, None]
     return Windows(
         np.stack([_seen(way, place, spec) for place in places]),
         np.stack([_masks(way, place, spec, active) for place in places]),
         drawn,
-        references if settings.feedback == "predicted" else drawn,
+        kept,
         np.stack([_seen(way, start, spec) for start in starts]),
         np.stack([_begun(way, number, spec) for number in range(active)]),
     )
