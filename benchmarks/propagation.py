@@ -11,7 +11,7 @@ methods can be added to a folder; a table is made of all that is asked for.
 
     OUT/<protocol>/                          a dataset whose labels have the ignore id on the drawn slices
     OUT/<protocol>/drawn/<subject>.nii.gz    the labels of those slices alone
-    OUT/<protocol>/methods/<name>/labels, /evaluation
+    OUT/<protocol>/methods/<name>/made, /labels, /evaluation
     OUT/tables/
 
 Protocols.
@@ -201,8 +201,11 @@ def run_way(folder: Path, name: str, words: list[str], options: argparse.Namespa
             continue
         scan = folder / "imagesTr" / f"{subject}_0000.nii.gz"
         more = ["-a", str(folder / "drawn" / f"{subject}.nii.gz")] if words[0] == "propagate" else []
+        made = own / "made" / path.name  # beside it are pictures, which are no labels
         started = time.monotonic()
-        call([*words, "-i", str(scan), *more, "-o", str(path)])
+        call([*words, "-i", str(scan), *more, "-o", str(made)])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(made, path)
         note["seconds"][subject] = round(time.monotonic() - started, 2)
         note["subjects"] = sorted({*note["subjects"], subject})
         fresh = True
