@@ -73,12 +73,25 @@ def interpolate_slices(
     step = tuple(size for axis, size in enumerate(labels.spacing) if axis != slices.axis)
     first, last = slices.indices[0], slices.indices[-1]
     for start, stop in itertools.pairwise(slices.indices):
-        pairs = tuple(_pairs(filled[start], filled[stop], step))
-        for index in range(start + 1, stop):
-            filled[index] = _between(pairs, (index - start) / (stop - start), filled[index])
+        for index, plane in enumerate(slices_between(filled[start], filled[stop], stop - start - 1, step), start + 1):
+            filled[index] = plane
         if progress is not None:
             progress(stop - first, last - first, "")
     return labels.with_array(array)
+
+
+def slices_between(before: np.ndarray, after: np.ndarray, count: int, step: tuple[float, ...]) -> Iterator[np.ndarray]:
+    """Yields the ids `(H, W)` of `count` slices between two drawn ones.
+
+    Args:
+        before: `(H, W)` ids of the one.
+        after: the same of the other.
+        count: slices between them.
+        step: spacing of rows and columns, mm.
+    """
+    pairs = tuple(_pairs(before, after, step))
+    for number in range(1, count + 1):
+        yield _between(pairs, number / (count + 1), before)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,12 +11,12 @@ from tfmuscle.cli.base import FOLDER, Bar, checked, command
 from tfmuscle.quiet import quiet_start
 
 _LABELS = click.option("--labels", type=FOLDER, help="label image of a few slices of the one scan given with -i")
-_NAMES = click.option("--names", type=FOLDER, help="dataset.json or label table [default: the one beside the labels]")
-_SLICES = click.option(
+NAMES = click.option("--names", type=FOLDER, help="dataset.json or label table [default: the one beside the labels]")
+SLICES = click.option(
     "--slices", "listed", metavar="A,B,...", help="slices that count, from 0 [default: those that show something]"
 )
-_AXIS = click.option("--axis", type=click.IntRange(0, 2), help="axis along which slices follow [default: found]")
-SLICE_OPTIONS = (_LABELS, _NAMES, _SLICES, _AXIS)
+AXIS = click.option("--axis", type=click.IntRange(0, 2), help="axis along which slices follow [default: found]")
+SLICE_OPTIONS = (_LABELS, NAMES, SLICES, AXIS)
 
 
 def slice_options(function: Any) -> Any:
@@ -39,7 +39,7 @@ def slices_command(scan: Path, out: Path, **options: Any) -> None:
     if options["labels"] is None:
         raise click.UsageError("--labels is missing: the label image of the scan")
     found = checked(slices_dataset, _source(scan, options), out, alone=True)
-    _tell(found.notes())
+    tell(found.notes())
     sampled = sample_settings(found, read_dataset(out).subjects[0].read_image())
     click.echo(f"{out}: {len(found.indices)} labelled slices along axis {found.axis}: {_listed(found.indices)}")
     if found.empty:
@@ -55,20 +55,20 @@ def slices_command(scan: Path, out: Path, **options: Any) -> None:
 @command(name="interpolate")
 @click.option("-i", "--input", "labels", type=FOLDER, required=True, help="label image of a few slices of one scan")
 @click.option("-o", "--output", "out", type=FOLDER, required=True, help="label image to write, e.g. labels.nii.gz")
-@_NAMES
-@_SLICES
-@_AXIS
+@NAMES
+@SLICES
+@AXIS
 def interpolate_command(labels: Path, out: Path, names: Path | None, listed: str | None, axis: int | None) -> None:
     """Fill the slices between the labelled ones by the shapes on them; no scan and no network is needed."""
     with quiet_start():
         from tfmuscle.workflows.interpolating import interpolate
 
-    bar, numbers = Bar(), checked(_numbers, listed)
+    bar, chosen = Bar(), checked(numbers, listed)
     try:
-        result = checked(interpolate, labels, out, names=names, axis=axis, listed=numbers, progress=bar)
+        result = checked(interpolate, labels, out, names=names, axis=axis, listed=chosen, progress=bar)
     finally:
         bar.close()
-    _tell(result.slices.notes())
+    tell(result.slices.notes())
     indices = result.slices.indices
     for structure, volume in result.volumes_ml.items():
         click.echo(f"{structure}: {volume:.1f} ml")
@@ -104,7 +104,7 @@ def suggest_command(runs: tuple[Path, ...], scan: Path, out: Path, count: int, *
         result = checked(suggest, _source(scan, options), runs, out, count=count, progress=bar)
     finally:
         bar.close()
-    _tell(result.notes)
+    tell(result.notes)
     for row in result.rows:
         most = f", most of it {row['structure']}" if row["structure"] else ""
         place = ", ".join(f"{row[f'{letter}_mm']:.1f}" for letter in "xyz")
@@ -120,7 +120,8 @@ def _listed(numbers: Any) -> str:
     return ", ".join(map(str, numbers))
 
 
-def _tell(notes: tuple[str, ...]) -> None:
+def tell(notes: tuple[str, ...]) -> None:
+    """Prints what the user should know, a line each."""
     for note in notes:
         click.echo(f"Note: {note}", err=True)
 
@@ -160,10 +161,15 @@ def _source(scan: Path, options: dict[str, Any]) -> Any:
     from tfmuscle.workflows.slices import SliceLabels
 
     listed = options["listed"]
-    return SliceLabels(scan, options["labels"], options["names"], options["axis"], checked(_numbers, listed))
+    return SliceLabels(scan, options["labels"], options["names"], options["axis"], checked(numbers, listed))
 
 
-def _numbers(text: str | None) -> tuple[int, ...] | None:
+def numbers(text: str | None) -> tuple[int, ...] | None:
+    """Reads the value of `--slices`.
+
+    >>> numbers("3, 9"), numbers(None)
+    ((3, 9), None)
+    """
     if text is None:
         return None
     if not all(part.strip().isdecimal() for part in text.split(",")):

@@ -52,7 +52,7 @@ def suggestion_figure(
     grey = turned.array[..., 0] if turned.array.ndim == 4 else turned.array
     labels = {name: volume.reoriented(view).array for name, volume in opinions.items()}
     step = turned.spacing[1:]
-    box = _box([array[index] > 0 for array in labels.values() for index in shown], grey.shape[1:], step)
+    box = box_around([array[index] > 0 for array in labels.values() for index in shown], grey.shape[1:], step)
     height, width = (size * one for size, one in zip(grey[0][box].shape, step, strict=True))
     columns = min(3, max(1, len(shown)))
     rows = -(-len(shown) // columns)
@@ -62,10 +62,10 @@ def suggestion_figure(
     _draw_curve(figure.add_subplot(grid[0, :]), score, drawn, chosen, "ijk"[axis])
     for number, index in enumerate(shown):
         axes = figure.add_subplot(grid[1 + number // columns, number % columns])
-        _draw_opinions(axes, grey[index][box], {name: array[index][box] for name, array in labels.items()}, step)
+        draw_opinions(axes, grey[index][box], {name: array[index][box] for name, array in labels.items()}, step)
         draw_borders(axes, width, height, view)
         axes.set_title(f"{number + 1}: {'ijk'[axis]} = {index}, {score[index]:.0f} mm²", fontsize=9)
-    lines = [Line2D([], [], color=_colour(n), linewidth=2, label=plain(name)) for n, name in enumerate(opinions)]
+    lines = [Line2D([], [], color=opinion_colour(n), linewidth=2, label=plain(name)) for n, name in enumerate(opinions)]
     figure.legend(handles=lines, loc="outside lower center", ncols=min(4, len(lines)), fontsize=8, frameon=False)
     figure.suptitle(plain(title), fontsize=11)
     return figure
@@ -85,7 +85,8 @@ def _draw_curve(axes: Axes, score: np.ndarray, drawn: Sequence[int], chosen: Seq
     axes.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
 
 
-def _draw_opinions(axes: Axes, image: np.ndarray, labels: Mapping[str, np.ndarray], step: tuple[float, ...]) -> None:
+def draw_opinions(axes: Axes, image: np.ndarray, labels: Mapping[str, np.ndarray], step: tuple[float, ...]) -> None:
+    """Draws a slice `(H, W)` in grey and the outlines of each opinion's ids `(H, W)`; `step` is the spacing in mm."""
     down, right = step
     extent = (0, image.shape[1] * right, image.shape[0] * down, 0)
     values = np.nan_to_num(image.astype(np.float32))
@@ -95,14 +96,17 @@ def _draw_opinions(axes: Axes, image: np.ndarray, labels: Mapping[str, np.ndarra
         thickness = 1.0 + 0.9 * (len(labels) - 1 - number)
         for key in np.unique(array[array > 0]):
             edges = voxel_edges(array == key) * (right, down)
-            axes.add_collection(LineCollection(list(edges), colors=[_colour(number)], linewidths=min(thickness, 4.0)))
+            axes.add_collection(
+                LineCollection(list(edges), colors=[opinion_colour(number)], linewidths=min(thickness, 4.0))
+            )
 
 
-def _colour(number: int) -> str:
+def opinion_colour(number: int) -> str:
+    """Returns the colour of an opinion by its place."""
     return _COLOURS[number % len(_COLOURS)]
 
 
-def _box(masks: list[np.ndarray], shape: tuple[int, ...], step: tuple[float, ...]) -> tuple[slice, slice]:
+def box_around(masks: list[np.ndarray], shape: tuple[int, ...], step: tuple[float, ...]) -> tuple[slice, slice]:
     """Returns rows and columns around all that the masks show, with a margin; all of them when that is nothing."""
     seen = np.any(masks, axis=0) if masks else np.zeros(shape, bool)
     if not seen.any():
