@@ -212,7 +212,7 @@ def fit_slices(
         ValueError: a preset that learns from whole scans.
     """
     preset = get_preset(config.preset) if config.preset else None
-    if preset is not None and (preset.plan or preset.networks):
+    if preset is not None and (preset.plan or preset.networks or preset.propagation):
         raise ValueError(f"preset {config.preset} learns from whole scans; choose another, such as mehrabi_latent")
     run = Path(run)
     home, records, labels, report = (_beside(run, part) for part in ("slices", "records", "labels", "report"))

@@ -78,7 +78,7 @@ def candidates_of_presets(presets: Sequence[str], settings: Mapping[str, Any]) -
     if not presets:
         raise ValueError("no preset is given; name one at least")
     for name in presets:
-        get_preset(name)
+        _check_segments(name)
         if list(presets).count(name) > 1:
             raise ValueError(f"preset {name!r} is given twice; name each preset once")
     parts = sort_settings(settings)
@@ -108,6 +108,8 @@ def candidates_of_study(
         raise ValueError(
             f"preset {preset} looks at the labels of another; vary nnunet_3d, or compare with cross-validate"
         )
+    if preset:
+        _check_segments(preset)
     if not vary:
         raise ValueError("nothing is varied; name a field and its values, e.g. learning_rate=1e-3,1e-4")
     for name, values in vary.items():
@@ -125,6 +127,15 @@ def candidates_of_study(
         folder = _folder(",".join(f"{name}={_text(value)}" for name, value in chosen.items()))
         found.append(Candidate(title, folder, preset, *sort_settings({**settings, **chosen}), varied))
     return found
+
+
+def _check_segments(preset: str) -> None:
+    """Refuses a network that labels no scan by itself."""
+    if get_preset(preset).propagation:
+        raise ValueError(
+            f"preset {preset} carries masks from drawn slices, and nothing is drawn here; train it with fit, and"
+            " compare with sweep-tables"
+        )
 
 
 def sort_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
