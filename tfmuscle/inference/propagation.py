@@ -31,6 +31,8 @@ from tfmuscle.volume import Volume
 
 Forward = Callable[..., np.ndarray]
 """From images and masks, and those a way begins with, `(S, w, H, W, 1)` each, to foreground `(S, w, H, W, 1)`."""
+WINDOW_BUDGET_VOXELS = 2**20
+"""Voxels sent through a network at once: one structure in a window of 3 x 512 x 512, more in smaller ones."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +125,13 @@ def _forward(model: keras.Model, spec: DataSpec) -> Forward:
     def forward(*windows: tf.Tensor) -> tf.Tensor:
         return answer(model, windows, training=False)[..., 1:]
 
-    return lambda *windows: forward(*map(tf.constant, windows)).numpy()
+    at_once = max(1, WINDOW_BUDGET_VOXELS // (spec.depth * spec.size[0] * spec.size[1]))
+
+    def few_at_once(*windows: np.ndarray) -> np.ndarray:
+        parts = range(0, len(windows[0]), at_once)
+        return np.concatenate([forward(*(tf.constant(w[n : n + at_once]) for w in windows)).numpy() for n in parts])
+
+    return few_at_once
 
 
 def _inputs(images: np.ndarray, masks: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
