@@ -1,64 +1,27 @@
 """Networks that learn to carry masks from slice to slice: what is drawn, what is learned from, and when they move."""
 
 import dataclasses
-import shutil
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from propagation_samples import SPEC, scan_of, tiny
 
-from tfmuscle import models
-from tfmuscle.config import DataSpec, Propagation, Supervised, TrainConfig
+from tfmuscle.config import Propagation
 from tfmuscle.errors import DataError
-from tfmuscle.files import read_json
-from tfmuscle.inference import load_run
 from tfmuscle.inference.propagation import (
     carrier_of,
-    carry_refreshed,
-    framed,
-    load_propagation,
-    network_carrier,
-    prepare,
 )
-from tfmuscle.labels import IGNORE, LabelMap
-from tfmuscle.losses.parametric import ParametricTversky
-from tfmuscle.propagation.carriers import Carrier, carry
-from tfmuscle.records import Scan, read_index, read_scan
-from tfmuscle.subjects import read_dataset
-from tfmuscle.training import propagation, propagation_state
+from tfmuscle.labels import IGNORE
+from tfmuscle.propagation.carriers import carry
 from tfmuscle.training.annotation import drawn_slices, gaps, scaled
-from tfmuscle.training.propagation import carried_dice, check_propagation, fit_propagation
 from tfmuscle.training.propagation_steps import Stepper, Windows, chunks_of
 from tfmuscle.training.propagation_ways import fed_to, way_of, windows_of
-from tfmuscle.training.schedule import learning_rate
-from tfmuscle.volume import Geometry, Volume
-from tfmuscle.workflows.building import build_records
-from tfmuscle.workflows.data import phantom, plan_spec
-from tfmuscle.workflows.learning import plan_propagation, plan_training
 
-SPEC = DataSpec(
-    LabelMap({1: "first", 2: "second"}), kind="sequences", depth=3, size=(4, 4), spacing=None, orientation=None,
-    patches="random",
-)  # fmt: skip
 PUBLISHED = (  # Al Chanti et al. 2021, of 1400 slices each
     "233 116 58 56 53 51 50 48 46 45 43 42 41 40 38 37 36 35 35 34 33 32 31 31 30 29 29 28 28"
 )
-
-
-def tiny(spec, config=None):
-    """A network of 39 weights, and the two of the loss."""
-    image, mask = (keras.Input((spec.depth, *spec.size, 1), name=name) for name in ("image", "mask"))
-    both = keras.layers.Concatenate()([image, mask])
-    x = keras.layers.Conv3D(2, (1, 3, 3), padding="same", name="conv")(both)
-    x = keras.layers.Softmax(name="softmax")(x)
-    return keras.Model([image, mask], ParametricTversky(name="probabilities")(x))
-
-
-def scan_of(labels, images=None):
-    labels = np.array(labels, np.int16)
-    images = np.zeros(labels.shape, np.float16) if images is None else images
-    return Scan(images[..., None].astype(np.float16), labels, np.zeros(1, np.float32), {}, "a")
 
 
 def stepper_of(**settings):
@@ -332,211 +295,3 @@ class TestSingleFrames:
         _, fed = stepper.add(windows, tf.constant(windows.truth[0]), 1)
         assert fed.shape == (2, 1, 4, 4, 1)
         assert stepper.gradients[0].numpy()[..., 3, :].any()
-
-
-class TestCarriers:
-    def test_framing(self):
-        array = np.arange(24).reshape(1, 4, 6)
-        assert np.array_equal(framed(framed(array, (8, 9), 7), (4, 6), 0), array)
-        small = framed(array, (2, 2), 0)
-        assert small.tolist() == [[[8, 9], [14, 15]]]
-        assert framed(small, (4, 6), 0).sum() == small.sum()
-
-    def test_a_network_as_a_carrier(self):
-        keras.utils.set_random_seed(3)
-        model = tiny(SPEC)
-        carrier = carrier_of(model, SPEC, Propagation())
-        assert (carrier.window, carrier.starts) == (3, 3)
-        rng = np.random.default_rng(0)
-        images, masks = rng.normal(size=(3, 4, 4)).astype(np.float32), rng.random((3, 4, 4, 2)).astype(np.float32)
-        step = carrier.begin(images, masks)
-        found = step(images, masks)
-        for number in range(2):
-            parts = {"image": tf.constant(images[None, ..., None]), "mask": tf.constant(masks[None, ..., number, None])}
-            np.testing.assert_allclose(found[..., number], model(parts)[0, ..., 1], atol=1e-6)
-        larger = np.pad(images, ((0, 0), (2, 1), (0, 3)), constant_values=images.min())
-        wide = np.pad(masks, ((0, 0), (2, 1), (0, 3), (0, 0)))
-        again = carrier.begin(larger, wide)(larger, wide)
-        assert again.shape == wide.shape
-        # 7 x 7 to 4 x 4: the middle begins at 1, so nothing beyond rows and columns 1 to 4 is ever found
-        assert not again[:, [0, 5, 6]].any() and not again[:, :, [0, 5, 6]].any()
-
-    def test_only_the_expert_is_fed(self):
-        carrier = carrier_of(tiny(SPEC), SPEC, Propagation(feedback="expert"))
-        images, start = np.ones((3, 4, 4), np.float32), np.ones((3, 4, 4, 1), np.float32)
-        step = carrier.begin(images, start)
-        np.testing.assert_array_equal(step(images, np.zeros_like(start)), step(images, start))
-
-    def test_putting_the_truth_in(self):
-        identity = Carrier(2, 2, lambda images, masks: lambda images, masks: masks)
-        images, truth = np.zeros((9, 1, 1)), np.arange(9.0).reshape(9, 1, 1, 1)
-        plain = np.concatenate(list(carry_refreshed(identity, images, truth)))[:, 0, 0, 0]
-        assert plain.tolist() == np.concatenate([m for m, _ in carry(identity, images, truth[:2])])[:, 0, 0, 0].tolist()
-        found = np.concatenate(list(carry_refreshed(identity, images, truth, refresh_every=4)))[:, 0, 0, 0]
-        assert len(found) == 9
-        assert [found[0], found[4]] == [0, 4]
-        # the last slice alone is no window: it is carried from the one before, which is position 1 of it
-        assert found[8] == 8
-        with pytest.raises(ValueError, match="refresh_every is 1: every window would be given the truth"):
-            next(carry_refreshed(identity, images, truth, refresh_every=1))
-
-    def test_dice_of_what_was_carried(self):
-        labels = np.zeros((8, 4, 4))
-        labels[:, :2, :2] = 1
-        labels[2:5, :2, 2] = 1  # 6 pixels on slices 2 to 4, 4 on the others
-        still = Carrier(3, 3, lambda images, masks: lambda images, masks: masks)
-        # to both ends: found 6 on each of 5 slices; true 4 on each; in common 4
-        assert carried_dice(still, scan_of(labels), [1, 2]) == [pytest.approx(2 * 20 / (30 + 20))]
-        labels[[1, 6]] = IGNORE
-        assert carried_dice(still, scan_of(labels), [1]) == [pytest.approx(2 * 12 / (18 + 12))]
-        labels[[2, 4]] = IGNORE  # none of the slices left stands beside two others
-        assert carried_dice(still, scan_of(labels), [1]) == [pytest.approx(2 * 12 / (18 + 12))]
-        assert carried_dice(still, scan_of(np.full((8, 4, 4), IGNORE)), [1]) == []
-
-
-@pytest.fixture(scope="module")
-def records(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sweeps")
-    dataset = phantom(folder / "scans", subjects=4, seed=1, kind="ultrasound", spacing=(9.6, 9.6, 12.0))
-    settings = {"size": (16, 16), "folds": 3}
-    build_records(dataset, folder / "records", plan_spec(read_dataset(dataset), settings, preset="ifss_net"))
-    return folder / "records"
-
-
-CONFIG = TrainConfig(
-    model="ifss_net", epochs=2, learning_rate=1e-2, schedule="last_two", recipe=Supervised(augmentation="none")
-)
-SETTINGS = Propagation(mode="per_window", reverse=0.5, mirror=0.5)
-
-
-@pytest.fixture(scope="module")
-def small_network():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(propagation, "_built", tiny)
-        patch.setattr(propagation, "check_propagation", lambda *args: None)
-        yield
-
-
-@pytest.fixture(scope="module")
-def finished(records, small_network, tmp_path_factory):
-    return fit_propagation(records, tmp_path_factory.mktemp("runs") / "whole", CONFIG, SETTINGS)
-
-
-class TestRuns:
-    def test_an_interrupted_run_ends_as_one_that_was_not(self, records, finished, monkeypatch, tmp_path):
-        class Killed(Exception):
-            pass
-
-        calls = []
-
-        def kill(done, total, note):
-            calls.append(done)
-            if "epoch 2" in note and done % 1000 > 500:
-                raise Killed
-
-        monkeypatch.setattr(propagation_state, "SAVE_SECONDS", 0.0)
-        with pytest.raises(Killed):
-            fit_propagation(records, tmp_path / "run", CONFIG, SETTINGS, progress=kill)
-        assert calls[-1] % 1000 > 500  # in the middle of a scan
-        assert (tmp_path / "run/state/propagation.npz").exists()
-        assert "training has not finished" in load_propagation(tmp_path / "run").warning
-        with pytest.raises(DataError, match="add --resume"):
-            fit_propagation(records, tmp_path / "run", CONFIG, SETTINGS)
-        done = []
-        fit_propagation(records, tmp_path / "run", CONFIG, SETTINGS, resume=True, progress=lambda *a: done.append(a[0]))
-        assert done[0] > calls[-1]  # nothing is done again
-        assert done[-1] == 1000 * 2 * len(read_json(tmp_path / "run/split.json")["train"])
-        assert not (tmp_path / "run/state").exists()
-        both = (finished, tmp_path / "run")
-        for mine, theirs in zip(*(models.load(run / "best.keras").weights for run in both), strict=True):
-            np.testing.assert_array_equal(mine, theirs)
-        rows = [[line.split(",") for line in (run / "history.csv").read_text().split()] for run in both]
-        assert rows[0][0] == ["epoch", "seconds", "loss", "val_dice", "alpha", "beta", "learning_rate"]
-        for mine, theirs in zip(*(row[1:] for row in rows), strict=True):
-            assert [float(x) for x in mine[2:]] == pytest.approx([float(x) for x in theirs[2:]], rel=1e-12)
-
-    def test_a_run_folder_like_any_other(self, records, finished):
-        run = finished
-        assert {"spec.json", "train.json", "split.json", "history.csv", "curves.png", "about.json", "best.keras"} <= {
-            path.name for path in run.iterdir()
-        }
-        assert Propagation.load(run / "propagation.json") == SETTINGS
-        with pytest.raises(DataError, match="labels no scan by itself; use 'tfmuscle propagate -m"):
-            load_run(run)
-        with pytest.raises(DataError, match="mode was 'per_window' when the run began and is 'halves' now"):
-            fit_propagation(records, run, CONFIG, Propagation(reverse=0.5, mirror=0.5), resume=True)
-        loaded = load_propagation(run)
-        assert loaded.warning == "" and loaded.settings == SETTINGS
-        scan = Volume(np.random.default_rng(0).uniform(0, 255, (16, 16, 12)), Geometry((16, 16, 12), np.eye(4)))
-        images = prepare(loaded, scan)
-        assert images.array.shape == (12, 16, 16) and images.array.dtype == np.float32
-        assert images.array.mean() == pytest.approx(0, abs=1e-4)
-        drawn = np.zeros((3, 16, 16, 2), np.float32)
-        found = np.concatenate([masks for masks, _ in carry(network_carrier(loaded), images.array, drawn)])
-        assert found.shape == (12, 16, 16, 2) and 0 <= found.min() <= found.max() <= 1
-
-    def test_it_learns(self, records, small_network, tmp_path):
-        settings = Propagation(supervision="full", mode="per_window", feedback="predicted")
-        config = dataclasses.replace(CONFIG, epochs=4, learning_rate=3e-2)
-        run = fit_propagation(records, tmp_path / "run", config, settings)
-        history = [line.split(",") for line in (run / "history.csv").read_text().split()[1:]]
-        assert float(history[-1][2]) < 0.7 * float(history[0][2])
-
-    def test_a_damaged_state(self, records, finished, tmp_path):
-        shutil.copytree(finished, tmp_path / "run")
-        (tmp_path / "run/about.json").unlink()
-        (tmp_path / "run/state").mkdir()
-        (tmp_path / "run/state/propagation.npz").write_bytes(b"nothing")
-        with pytest.raises(DataError, match="cannot be gone on from"):
-            fit_propagation(records, tmp_path / "run", CONFIG, SETTINGS, resume=True)
-
-    def test_memory_is_that_of_one_scan(self, records):
-        index = read_index(records)
-        spec = DataSpec.load(records / "spec.json")
-        scan = read_scan(index.folder / index.path_of(next(iter(index.usable))), spec)
-        way = way_of(scan, spec, SETTINGS, [1, 2, 3], subject=0)
-        assert np.shares_memory(way.images, scan.image) and np.shares_memory(way.labels, scan.labels)
-
-
-class TestSettings:
-    def test_the_last_two_epochs(self):
-        config = TrainConfig(epochs=5, learning_rate=1e-4, schedule="last_two")
-        rates = [learning_rate(config, [{}] * done) for done in range(5)]
-        assert rates == pytest.approx([1e-4] * 3 + [1e-5] * 2)
-
-    def test_the_preset(self):
-        config = plan_training({}, recipe={}, preset="ifss_net")
-        settings = plan_propagation(config)
-        assert (config.learning_rate, config.epochs, config.schedule) == (1e-4, 10, "last_two")
-        assert (settings.supervision, settings.mode, settings.alignment, settings.l2) == (
-            "decremental", "halves", "window", 1e-5,
-        )  # fmt: skip
-        laptop = plan_training({}, recipe={}, preset="ifss_net", scale="laptop")
-        assert plan_propagation(laptop, {"structures": ["soleus"]}).structures == ("soleus",)
-        assert plan_propagation(laptop).mode == "per_window"
-
-    def test_what_cannot_be(self):
-        with pytest.raises(ValueError, match="unet carries no masks from slice to slice; choose ifss_net"):
-            plan_propagation(TrainConfig(), {"mode": "halves"})
-        assert plan_propagation(TrainConfig()) is None
-        with pytest.raises(ValueError, match="unknown setting 'supervison'; did you mean 'supervision'"):
-            plan_propagation(TrainConfig(model="ifss_net"), {"supervison": "full"})
-        with pytest.raises(ValueError, match="reverse is 2; a share"):
-            Propagation(reverse=2)
-        with pytest.raises(ValueError, match="sweep, smallest, slices and l2 must be finite and not negative"):
-            Propagation(l2=-1)
-        spec = dataclasses.replace(SPEC, size=(32, 32))
-        check = [spec, CONFIG, Propagation()]
-        check_propagation(*check)
-        with pytest.raises(ValueError, match="build records of whole scans, with --kind sequences --patches random"):
-            check_propagation(dataclasses.replace(spec, patches="grid"), *check[1:])
-        with pytest.raises(ValueError, match="structures: third are not among those of the records, first, second"):
-            check_propagation(*check[:2], Propagation(structures=("third",)))
-        with pytest.raises(ValueError, match="masks are carried over scans of one channel"):
-            check_propagation(dataclasses.replace(spec, channels=("water", "fat")), *check[1:])
-        with pytest.raises(ValueError, match="masks are carried in float32 or mixed_bfloat16"):
-            check_propagation(spec, dataclasses.replace(CONFIG, precision="mixed_float16"), check[2])
-        with pytest.raises(ValueError, match="model is 'unet', which takes no masks"):
-            check_propagation(spec, dataclasses.replace(CONFIG, model="unet"), check[2])
-        with pytest.raises(DataError, match="there is no such folder"):
-            load_propagation("/nowhere/run")
