@@ -21,6 +21,7 @@ called interpolation are made here: from all drawn slices, and from those of the
 
 import argparse
 import csv
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -103,16 +104,15 @@ def even(drawn: list[int], count: int) -> list[int]:
     >>> even([0, 8, 16], 3)
     [3, 5, 12]
     """
-    parts = [1] * (len(drawn) - 1)
+    gaps, parts = list(itertools.pairwise(drawn)), [1] * (len(drawn) - 1)
     for _ in range(count):
-        widths = [(after - before) / n for before, after, n in zip(drawn, drawn[1:], parts, strict=True)]
+        widths = [(after - before) / n for (before, after), n in zip(gaps, parts, strict=True)]
         parts[int(np.argmax(widths))] += 1
-    places = [
+    return [
         round(before + place * (after - before) / n)
-        for before, after, n in zip(drawn, drawn[1:], parts, strict=True)
+        for (before, after), n in zip(gaps, parts, strict=True)
         for place in range(1, n)
     ]
-    return sorted(places)
 
 
 def table(chosen: argparse.Namespace) -> None:
