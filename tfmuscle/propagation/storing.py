@@ -134,7 +134,7 @@ def _write(path: Path, **arrays: np.ndarray) -> None:
 def _read(path: Path) -> dict[str, np.ndarray] | None:
     """Reads arrays; None if there are none, or they cannot be read: then they are to be made anew."""
     try:
-        with np.load(path, allow_pickle=False) as found:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as found:
             return {name: found[name] for name in found.files}
     except (OSError, ValueError, EOFError, KeyError, BadZipFile):
         return None

@@ -11,7 +11,6 @@ a slice is both annotated and corrected the correction counts: it was made later
     <state>/stretches/             what was done so far (`propagation/storing.py`)
 """
 
-import contextlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +127,8 @@ def take_corrections(
 def _read(path: Path) -> dict[int, np.ndarray]:
     if not path.exists():
         return {}
-    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, BadZipFile), np.load(path) as found:
-        return dict(zip(found["slices"].tolist(), found["planes"], strict=True))
-    raise DataError(f"{path}: is damaged; remove it (the corrections in it are lost) and run again")
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as found:
+            return dict(zip(found["slices"].tolist(), found["planes"], strict=True))
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        raise DataError(f"{path}: is damaged; remove it (the corrections in it are lost) and run again") from None
