@@ -61,18 +61,27 @@ def test_opinions_that_agree_and_such_as_cannot_be_compared():
 def test_a_single_peak():
     score = np.zeros(21)
     score[[11, 12, 13, 14, 15]] = 2, 6, 9, 8, 7
-    # 13 is taken, in the gap 0 to 20. To its left 13 of 20 remain: 12 keeps 6 * (2*1/13) * 13/20 = 0.6, and 11
-    # 2 * (4/13) * 13/20 = 0.4. To its right 7 of 20: 14 keeps 8 * (2/7) * 7/20 = 0.8, and 15 7 * (4/7) * 7/20 = 1.4.
+    # Slice 20 leaves 2*(20 - z)/20 of each: 1.8, 4.8, 6.3, 4.8, 3.5. 13 is taken, in the gap 0 to 20. To its left 13 of
+    # 20 remain: 12 keeps 4.8 * (2*1/13) * 13/20 = 0.48, and 11 1.8 * (4/13) * 13/20 = 0.36. To its right 7 of 20: 14
+    # keeps 4.8 * (2/7) * 7/20 = 0.48, and 15 3.5 * (4/7) * 7/20 = 0.7.
     assert choose_slices(score, [0, 20], 1) == (13,)
-    # 15 is taken, in the gap 13 to 20: 14 keeps 0.8 * min(1, 2*1/2) * 2/7 = 0.23 and falls behind 12 and 11.
+    # 15 is taken, in the gap 13 to 20: 14 keeps 0.48 * min(1, 2*1/2) * 2/7 = 0.14 and falls behind 12 and 11.
     assert choose_slices(score, [0, 20], 3) == (13, 15, 12)
 
 
 def test_two_peaks():
     score = np.zeros(41)
     score[[10, 12, 30]] = 9, 8, 5
-    # 10 is taken: of 12 there remain 8 * (2*2/10) * 10/20 = 1.6, less than the 5 of the other gap.
+    # 10 is taken: of 12 there remain 8 * 0.8 * (2*2/10) * 10/20 = 1.28, less than the 5 of the other gap.
     assert choose_slices(score, [0, 20, 40], 3) == (10, 30, 12)
+
+
+def test_a_drawn_slice_settles_its_neighbours():
+    score = np.array([0.0, 9, 1, 1, 1, 2, 1, 1, 1, 0, 0, 9, 9])
+    # 1 keeps 9 * 2/10 = 1.8, less than the 2 in the middle of its gap. Beyond 10 nothing is drawn on the other side: of
+    # the gap 10 to 13 slice 11 keeps 9 * 2/3 = 6, and 12 all of its 9.
+    assert choose_slices(score, [0, 10], 1) == (12,)
+    assert choose_slices(score[:11], [0, 10], 1) == (5,)
 
 
 @pytest.mark.parametrize(

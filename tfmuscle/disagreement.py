@@ -6,8 +6,9 @@ little is to be learnt by drawing; where they differ somebody is wrong.
 
 * `slice_disagreement` measures that in mm² of each slice and structure: the area that one opinion gives to the
   structure and another does not, as the mean over all pairs of opinions (query by committee: Seung et al., COLT 1992).
-* `choose_slices` takes the worst slice, then lowers the disagreement around it, because a drawn slice will settle its
-  neighbours too, and takes the worst of what is left.
+* `choose_slices` lowers the disagreement near drawn slices, because a drawn slice settles its neighbours too; it takes
+  the worst slice, does the same around it, and takes the worst of what is left. Without the former it named slices next
+  to a drawn one: a network may be wrong on a slice whose labels are there, and drawing the next one tells it little.
 
 An opinion may be silent about some slices: interpolation knows nothing beyond the drawn ones. It is then left out of
 the pairs. Where fewer than two speak the disagreement is unknown (NaN), not 0, and no slice is suggested.
@@ -16,6 +17,7 @@ Rejected: entropy of the probabilities (networks trained on ten slices are sure 
 and interpolation has none), and areas relative to the structure (its thin ends would always win).
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -91,7 +93,7 @@ def choose_slices(score: np.ndarray, drawn: Iterable[int], count: int) -> tuple[
         hat(z) * |b - a| / (c - b),    hat(z) = min(1, 2 |z - a| / |b - a|)
 
     and those between a and c likewise: the hat is 0 at a and 1 from the middle on, where half a gap is left that was a
-    whole one.
+    whole one. At first the scores of every gap are multiplied by the hats of the drawn slices at its ends.
 
     Args:
         score: of every slice, e.g. disagreement in mm²; NaN for slices that are not to be suggested.
@@ -110,6 +112,7 @@ def choose_slices(score: np.ndarray, drawn: Iterable[int], count: int) -> tuple[
         raise ValueError(f"{count} slices are wanted; ask for 1 at least")
     if settled and not 0 <= settled[0] <= settled[-1] < len(left):
         raise ValueError(f"slices {settled} are drawn; there are slices 0 to {len(left) - 1}")
+    left *= _hats(len(left), settled)
     left[settled] = np.nan
     settled = [-1, *settled, len(left)]
     chosen: list[int] = []
@@ -127,3 +130,13 @@ def choose_slices(score: np.ndarray, drawn: Iterable[int], count: int) -> tuple[
         settled.append(taken)
         chosen.append(taken)
     return tuple(chosen)
+
+
+def _hats(count: int, drawn: Sequence[int]) -> np.ndarray:
+    """Returns by how much the drawn slices leave each slice open: 0 beside one of them, 1 in the middle of a gap."""
+    hats = np.ones(count)
+    for before, after in itertools.pairwise([-1, *drawn, count]):
+        between = np.arange(before + 1, after)
+        for end in {before, after} & set(drawn):
+            hats[between] = np.minimum(hats[between], 2 * np.abs(between - end) / (after - before))
+    return hats
