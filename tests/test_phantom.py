@@ -261,7 +261,7 @@ def muscle_ids(label_map):
     return [key for key, name in label_map.names.items() if key and not intensities.is_bone(name)]
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("contrast", ["t1", "dixon"])
 @pytest.mark.parametrize(("kind", "scale"), [("thigh", 1.5), ("lower-limb", 2.0)])
 def test_brightness_alone_finds_no_muscle(kind, scale, contrast, seed):
