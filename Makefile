@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 	$(BIN)/tfmuscle demo $(DEMO)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n auto --dist loadfile $(if $(DATA),--data="$(DATA)")
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(if $(DATA),--data="$(DATA)")
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
