@@ -143,21 +143,6 @@ def disputed(findings: Findings, drawn: Sequence[int]) -> np.ndarray:
     return found
 
 
-def expected_error(findings: Findings, drawn: Sequence[int], stretches: Sequence[Stretch]) -> np.ndarray:
-    """Returns the pixels `(S, N)` that are likely wrong: those in dispute, by the weight of the way that lost there.
-
-    Beside a drawn slice the way that came from afar is of little weight, though it differs most; it is in the middle
-    that a drawn slice helps. Where there is one opinion its word stands, and all that is foreseen counts.
-    """
-    found = disputed(findings, drawn)
-    for stretch in stretches:
-        for index in stretch.slices:
-            share = stretch.share(index)
-            if not np.isnan(findings.differing[:, index]).all():
-                found[:, index] *= min(share, 1 - share)
-    return found
-
-
 def volume_range(findings: Findings, drawn: Sequence[int]) -> np.ndarray:
     """Returns voxels `(S, 3)` of each structure: of the labels, and the least and the most that are held possible."""
     labels = findings.areas[LABELS]

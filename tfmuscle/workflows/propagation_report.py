@@ -19,7 +19,7 @@ from tfmuscle.disagreement import choose_slices
 from tfmuscle.files import atomic_path, write_json, write_text
 from tfmuscle.labelled_slices import LabelledSlices
 from tfmuscle.labels import LabelMap
-from tfmuscle.propagation.findings import Findings, disputed, expected_error, opinions_of, volume_range
+from tfmuscle.propagation.findings import Findings, disputed, opinions_of, volume_range
 from tfmuscle.propagation.frames import Frame
 from tfmuscle.propagation.running import Job
 from tfmuscle.propagation.stretches import stretches_of
@@ -75,8 +75,7 @@ def write_report(place: Place, job: Job, findings: Findings, frame: Frame, scan:
     names = [told.label_map.names[key] for key in job.keys]
     area = scan.geometry.voxel_volume_ml * 1000 / told.slices.step_mm
     doubt = disputed(findings, drawn) * area
-    wrong = expected_error(findings, drawn, stretches_of(drawn, doubt.shape[1]))
-    chosen = choose_slices(wrong.sum(axis=0), drawn, told.count)
+    chosen = choose_slices(doubt.sum(axis=0), drawn, told.count)
     report = Report(_volumes(findings, drawn, names, scan), _drift(findings, frame, told, area), [
         {"slice": frame.index(index), "disputed_mm2": round(float(doubt[:, index].sum()), 2),
          "structure": names[int(doubt[:, index].argmax())] if doubt[:, index].any() else ""}
