@@ -1,5 +1,6 @@
 """Figures about ways to label sweeps: errors per participant, quality along the slices, error on the surface."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ from tfmuscle.report.rendering import VIEWS, project, shade
 from tfmuscle.volume import Volume
 
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#b8a800", "#555555")
-_MARKERS = "osD^vP*X"
+_MARKERS = "osD^vP*"
+_LINES = ("-", "--", ":")
 _LEVELS = 64
 """Steps of the colour scale of a surface."""
 _MAP = "YlOrRd"
@@ -66,7 +68,7 @@ def slices_plot(profiles: Mapping[str, Sequence[Mapping[str, Any]]], *, title: s
             axes = figure.add_subplot(len(structures), 2, 2 * row + column + 1)
             for number, (name, rows) in enumerate(profiles.items()):
                 own = {line["slice"]: line[metric] for line in rows if line["structure"] == structure}
-                _draw_line(axes, own, _COLOURS[number % len(_COLOURS)], plain(name) if row + column == 0 else None)
+                _draw_line(axes, own, number, plain(name) if row + column == 0 else None)
             axes.set_title(plain(structure.replace("_", " ")), fontsize=9)
             axes.set_ylabel(_heading(metric), fontsize=8)
             axes.set_ylim(0, 1.02 if column == 0 else None)
@@ -78,12 +80,17 @@ def slices_plot(profiles: Mapping[str, Sequence[Mapping[str, Any]]], *, title: s
     return figure
 
 
-def _draw_line(axes: Axes, own: Mapping[int, float], colour: str, label: str | None) -> None:
-    if not own:
-        axes.plot([], [], color=colour, label=label)
-        return
-    slices = np.arange(min(own), max(own) + 1)
-    axes.plot(slices, [own.get(int(index), np.nan) for index in slices], color=colour, label=label, linewidth=1.3)
+def _draw_line(axes: Axes, own: Mapping[int, float], number: int, label: str | None) -> None:
+    colour, line = _COLOURS[number % len(_COLOURS)], _LINES[number // len(_COLOURS) % len(_LINES)]
+    slices = np.arange(min(own), max(own) + 1) if own else np.arange(0)
+    axes.plot(
+        slices,
+        [own.get(int(index), np.nan) for index in slices],
+        label=label,
+        linewidth=1.3,
+        color=colour,
+        linestyle=line,
+    )
 
 
 def _style(number: int) -> dict[str, Any]:
@@ -124,12 +131,13 @@ def surface_error_figure(
     level = 1 + np.minimum(_LEVELS - 1, away / max(largest, 1e-9) * _LEVELS).astype(np.uint8)
     levels = prediction.with_array(np.where(prediction.array, level, 0).astype(np.uint8))
     scale = matplotlib.colormaps[_MAP]
-    rgb = {key: scale((key - 0.5) / _LEVELS) for key in range(1, _LEVELS + 1)}
-    colours = {key: (red, green, blue) for key, (red, green, blue, _) in rgb.items()}
+    colours = np.asarray(scale((np.arange(_LEVELS + 1) - 0.5) / _LEVELS))[:, :3]
     figure = Figure(figsize=(7.5, 6.0), layout="constrained")
     for number, view in enumerate(VIEWS, start=1):
         axes = figure.add_subplot(1, len(VIEWS), number)
-        axes.imshow(shade(project(levels, view), colours))
+        look = project(levels, view)
+        light = shade(dataclasses.replace(look, labels=(look.labels > 0).astype(np.uint8)), {1: (1.0, 1.0, 1.0)})
+        axes.imshow(light * np.where(look.labels[..., None] > 0, colours[look.labels], 1.0))
         axes.set_axis_off()
         axes.set_title(view if lie_in_patient else f"axis 1, from its {('end', 'start')[number - 1]}", fontsize=9)
     bar = ScalarMappable(Normalize(0, largest), _MAP)
