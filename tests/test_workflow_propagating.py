@@ -3,16 +3,21 @@
 import csv
 import dataclasses
 
+import keras
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from propagation_samples import SPEC, tiny
 
 from tfmuscle.cli import tfmuscle_group
+from tfmuscle.config import Propagation, TrainConfig
 from tfmuscle.errors import DataError
 from tfmuscle.files import read_json, sha256, write_json
+from tfmuscle.inference.propagation import load_propagation, network_carrier, prepare
 from tfmuscle.io import read_label_image, read_volume, write_volume
 from tfmuscle.io.label_tables import names_of
-from tfmuscle.propagation.carriers import Carrier
+from tfmuscle.labels import LabelMap
+from tfmuscle.propagation.carriers import Carrier, carry
 from tfmuscle.propagation.methods import Method, make_method
 from tfmuscle.volume import Geometry, Volume
 from tfmuscle.workflows import propagating
@@ -336,6 +341,51 @@ def test_annotations_that_cannot_be_used(case, tmp_path):
         write_volume(case.labels, Volume(few(ids), geometry()))
         propagate(case, out, Propagating(run=tmp_path))
     assert not out.exists()
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The run folder of a network that nobody trained."""
+    spec = dataclasses.replace(SPEC, size=(48, 56), normalisation="zscore", label_map=LabelMap({1: "any"}))
+    folder = tmp_path / "run"
+    folder.mkdir()
+    keras.utils.set_random_seed(0)
+    tiny(spec).save(folder / "best.keras")
+    for name, content in (("spec", spec), ("train", TrainConfig(model="ifss_net")), ("propagation", Propagation())):
+        write_json(folder / f"{name}.json", content.to_dict())
+    return folder
+
+
+def test_a_network_in_its_own_frame(case, run, tmp_path):
+    out = tmp_path / "all.nii.gz"
+    result = propagate(case, out, Propagating(run=run))
+    found, truth = read_label_image(out), legs()[1]
+    assert found.geometry.same_grid(geometry()) and np.array_equal(found.array[..., DRAWN], truth[..., DRAWN])
+    assert any("training has not finished" in note for note in result.notes)
+    assert read_json(tmp_path / "all.json")["method"] == "network"
+    # The images of the working frame are (slices, columns of the file, rows): the file's axes reversed.
+    network = load_propagation(run)
+    images = prepare(network, read_volume(case.scan)).array
+    masks = np.stack([truth == 2, truth == 5], axis=-1).transpose(2, 1, 0, 3)[18:19].astype(np.float32)
+    carried = np.concatenate([settled for settled, _ in carry(network_carrier(network), images[18:], masks)])
+    carried = np.rint(carried * 255)  # as they are kept
+    judge = np.where(carried.max(axis=-1) >= 127.5, np.array([2, 5])[carried.argmax(axis=-1)], 0)
+    assert set(np.unique(judge)) > {0} and np.array_equal(judge[1:], found.array.transpose(2, 1, 0)[19:])
+    assert propagate(case, out, Propagating(run=run)).fresh == 0
+    other = load_propagation(run).model
+    other.set_weights([weight + 0.1 for weight in other.get_weights()])
+    other.save(run / "best.keras")
+    assert propagate(case, out, Propagating(run=run)).fresh == 4  # other weights are another method
+
+
+def test_networks_that_do_not_fit(case, run, tmp_path):
+    spec = read_json(run / "spec.json")
+    write_json(run / "spec.json", spec | {"orientation": "LSP"})
+    with pytest.raises(DataError, match="along axis 2 .S/I., but the network goes along R/L; draw slices across that"):
+        propagate(case, tmp_path / "all.nii.gz", Propagating(run=run))
+    write_json(run / "spec.json", spec | {"spacing": [4.0, 2.0, 2.0]})
+    with pytest.raises(DataError, match="was trained on resampled scans"):
+        propagate(case, tmp_path / "all.nii.gz", Propagating(run=run))
 
 
 def test_the_command(case, tmp_path):
