@@ -121,7 +121,12 @@ def records(tmp_path_factory):
 
 
 CONFIG = TrainConfig(
-    model="ifss_net", epochs=2, learning_rate=1e-2, schedule="last_two", recipe=Supervised(augmentation="none")
+    model="ifss_net",
+    batch_size=1,
+    epochs=2,
+    learning_rate=1e-2,
+    schedule="last_two",
+    recipe=Supervised(augmentation="none"),
 )
 SETTINGS = Propagation(mode="per_window", reverse=0.5, mirror=0.5)
 

@@ -34,11 +34,11 @@ def stepper_of(**settings):
 
 def some_windows(count, structures=1, drawn=(False, False, False), seed=0):
     rng = np.random.default_rng(seed)
-    images = rng.normal(size=(count, 3, 4, 4, 1)).astype(np.float32)
+    images = np.repeat(rng.normal(size=(count, 1, 3, 4, 4, 1)), structures, 1).astype(np.float32)
     truth = (rng.random((count, structures, 3, 4, 4, 1)) > 0.5).astype(np.float32)
     known = np.broadcast_to(np.array(drawn), (count, structures, 3)).copy()
     fed = rng.random((structures, 3, 4, 4, 1)).astype(np.float32)
-    return Windows(images, truth, known, known, np.repeat(images[:1], structures, 0), fed), tf.constant(fed)
+    return Windows(images, truth, known, known, images[0], fed), tf.constant(fed)
 
 
 class TestDrawnSlices:
@@ -75,7 +75,7 @@ class TestWays:
         labels = np.zeros((9, 4, 4))
         labels[:, 1, 1] = 1
         way = way_of(scan_of(labels), SPEC, Propagation(), [1, 2], subject=0)
-        assert len(way.chunks) == 9 - 3 + 1
+        assert way.windows == 9 - 3 + 1
         assert way.classes == (1,)  # the other is nowhere
         with pytest.raises(DataError, match="a: 2 slices, but a window has 3; leave the scan out"):
             way_of(scan_of(labels[:2]), SPEC, Propagation(), [1], subject=0)
@@ -88,7 +88,7 @@ class TestWays:
         labels[6:, 3, :2] = 1
         way = way_of(scan_of(labels), SPEC, Propagation(supervision="fixed", every=50), [1, 2], subject=0)
         assert (way.classes, way.starts, way.references) == ((2, 1), (2, 4), (3, 3))
-        assert [way.active(chunk) for chunk in way.chunks] == [1, 1] + [2] * 6
+        assert [way.active(chunk) for chunk in chunks_of(way.windows, Propagation())] == [1, 1] + [2] * 6
         later = way_of(scan_of(labels), SPEC, Propagation(smallest=1), [1, 2], subject=0)
         assert (later.classes, later.starts) == ((1,), (6,))
 
@@ -98,18 +98,19 @@ class TestWays:
         images = np.arange(12.0)[:, None, None] + np.zeros((12, 4, 4))
         settings = Propagation(supervision="fixed", every=9)  # slices 0, 1, 2, 9, 10, 11
         way = way_of(scan_of(labels, images), SPEC, settings, [1, 2], subject=0)
-        windows = windows_of(way, way.chunks[2], SPEC, settings)  # slices 3, 4, 5
-        assert windows.images[0, :, 0, 0, 0].tolist() == [3, 4, 5]
+        chunks = chunks_of(way.windows, settings)
+        windows = windows_of([way], chunks[2], SPEC, settings)  # slices 3, 4, 5
+        assert windows.images[0, 1, :, 0, 0, 0].tolist() == [3, 4, 5]
         assert windows.truth.shape == (1, 2, 3, 4, 4, 1)
         assert windows.truth[0, 0, :, 0, 0, 0].tolist() == [1, 1, 1]
         assert windows.truth[0, 1, :, 0, 0, 0].tolist() == [0, 0, 0]
         assert windows.drawn[0].tolist() == [[True, False, False], [True, True, True]]  # of 2 slices 1-3, of 1 3-5
-        last = windows_of(way, way.chunks[-1], SPEC, settings)
+        last = windows_of([way], chunks[-1], SPEC, settings)
         assert last.drawn[0].tolist() == [[True] * 3] * 2
-        alone = windows_of(way, way.chunks[-1], SPEC, dataclasses.replace(settings, feedback="predicted"))
+        alone = windows_of([way], chunks[-1], SPEC, dataclasses.replace(settings, feedback="predicted"))
         assert alone.drawn.all() and not alone.kept.any()
         rarely = dataclasses.replace(settings, refresh=3)  # the last of nine windows is a third one
-        assert [windows_of(way, chunk, SPEC, rarely).kept.all() for chunk in way.chunks[-2:]] == [False, True]
+        assert [windows_of([way], chunk, SPEC, rarely).kept.all() for chunk in chunks[-2:]] == [False, True]
 
     def test_masks_to_begin_with(self):
         labels = np.full((8, 4, 4), IGNORE)
@@ -117,11 +118,30 @@ class TestWays:
         labels[1, 1, 1], labels[5, 2, 2] = 1, 1
         way = way_of(scan_of(labels), SPEC, Propagation(supervision="full"), [1], subject=0)
         assert (way.starts, way.references) == ((1,), (1,))
-        fed = fed_to(way, way.chunks[0], SPEC, None)
+        first, second = chunks_of(way.windows, Propagation())[:2]
+        fed = fed_to([way], first, None, SPEC, None)
         assert fed.shape == (1, 3, 4, 4, 1)
         assert fed[0, :, 1, 1, 0].numpy().tolist() == [1, 1, 1]  # the one drawn slice stands for all three
         assert np.flatnonzero(way.drawn).tolist() == [1, 5]  # "full": all that are labelled
-        assert fed_to(way, way.chunks[1], SPEC, fed) is fed
+        np.testing.assert_array_equal(fed_to([way], second, first, SPEC, fed / 2), fed / 2)
+
+    def test_scans_side_by_side(self):
+        labels = np.zeros((9, 4, 4))
+        labels[:, 0, 0], labels[2:, 1, 1] = 1, 2
+        long, short = (way_of(scan_of(part), SPEC, Propagation(), [1, 2], subject=0) for part in (labels, labels[:6]))
+        assert (long.windows, short.windows) == (7, 4)
+        fed, before, counts = None, None, []
+        for chunk in chunks_of(7, Propagation()):
+            fed = fed_to([short, long], chunk, before, SPEC, fed)
+            windows = windows_of([short, long], chunk, SPEC, Propagation())
+            counts.append(len(fed))
+            assert windows.truth.shape[1] == windows.images.shape[1] == windows.drawn.shape[1] == len(fed)
+            assert len(windows.first_masks) == len(windows.first_images) == len(fed)
+            # what is fed stays with its structure
+            pixels = [(0, 0) if mask[0, 0, 0, 0] else (1, 1) for mask in windows.truth[0]]
+            assert all(mask[0, row, column, 0] for mask, (row, column) in zip(fed.numpy(), pixels, strict=True))
+            before = chunk
+        assert counts == [2, 2, 4, 4, 2, 2, 2]
 
     def test_backwards_and_mirrored_the_same_slices_are_drawn(self):
         labels = np.zeros((10, 4, 4))
@@ -163,7 +183,7 @@ class TestSteps:
         weights = [weight.value for weight in stepper.model.trainable_variables]
         with tf.GradientTape() as tape:
             losses = [
-                stepper.window((w.images, fed, w.first_images, w.first_masks), w.truth[0], w.drawn[0], w.kept[0])[0]
+                stepper.window((w.images[0], fed, w.first_images, w.first_masks), w.truth[0], w.drawn[0], w.kept[0])[0]
                 for w, fed in parts
             ]
             mean = sum(losses) / 3
@@ -215,7 +235,7 @@ class TestSteps:
         windows, fed = some_windows(1, structures=2, drawn=(True, False, False))
         if feedback == "predicted":
             windows = dataclasses.replace(windows, kept=np.zeros_like(windows.kept))
-        seen = tf.constant(np.repeat(windows.images, 2, axis=0))
+        seen = tf.constant(windows.images[0])
         said = stepper.model({"image": seen, "mask": fed}).numpy()[..., 1:]
         _, after = stepper.add(windows, fed, 1)
         rest = fed if feedback == "expert" else said
@@ -246,7 +266,7 @@ class TestSteps:
         stepper = Stepper(model, optimiser, SPEC, Propagation())
         windows, fed = some_windows(1, drawn=(True, True, True))
         loss, _ = stepper.add(windows, fed, 1)
-        p = model({"image": tf.constant(windows.images), "mask": fed}).numpy()[..., 1]
+        p = model({"image": tf.constant(windows.images[0]), "mask": fed}).numpy()[..., 1]
         g = windows.truth[0, ..., 0]
         overlap = (p * g).sum()
         assert float(loss) == pytest.approx(1 - (overlap + 1) / (p.sum() / 2 + g.sum() / 2 + 1), abs=1e-6)
@@ -282,9 +302,9 @@ class TestSingleFrames:
         images = np.arange(6.0)[:, None, None] + np.zeros((6, 4, 4))
         settings = Propagation(mode="per_window")
         way = way_of(scan_of(labels, images), self.SPEC, settings, [1, 2], subject=0)
-        assert len(way.chunks) == 4
-        windows = windows_of(way, way.chunks[2], self.SPEC, settings)  # slice 4
-        assert windows.images[0, 0, 0, 0, 0] == 4
+        assert way.windows == 4
+        windows = windows_of([way], chunks_of(4, settings)[2], self.SPEC, settings)  # slice 4
+        assert windows.images[0, 0, 0, 0, 0, 0] == 4
         assert windows.first_images[:, 0, 0, 0, 0].tolist() == [2, 3]
         assert windows.first_masks[0, 0, 0, 0, 0] == windows.first_masks[1, 0, 1, 1, 0] == 1
         assert windows.first_masks.sum() == 2

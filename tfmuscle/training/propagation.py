@@ -8,8 +8,8 @@ fixed order in which fewer and fewer slices are drawn (`annotation.py`); the los
 
 All structures of a scan go side by side, as samples of one batch, so that a scan counts as one volume with its two
 steps, whatever the number of structures; the network knows no classes. `structures` leaves some out: the paper trains
-one network a muscle. Nothing is drawn by chance but dropout, and `reverse` and `mirror` where asked for, which follow
-from (seed, epoch, scan).
+one network a muscle. With a batch size above 1 so many scans go side by side too; published is 1. Nothing is drawn by
+chance but dropout, and what `slices`, `reverse` and `mirror` ask for, which follows from (seed, epoch, scan).
 
 An epoch ends with the scans of the validation fold: each structure is carried from the slices on which it is largest,
 as many in a row as a window has, to both ends of the scan, and its Dice is taken of all labelled slices but those. No
@@ -42,7 +42,7 @@ from tfmuscle.training import propagation_state
 from tfmuscle.training.callbacks import read_history, write_history
 from tfmuscle.training.optimisers import make_optimiser
 from tfmuscle.training.propagation_state import Place, load_state, save_state
-from tfmuscle.training.propagation_steps import Stepper
+from tfmuscle.training.propagation_steps import Stepper, chunks_of
 from tfmuscle.training.propagation_ways import Way, fed_to, way_of, windows_of
 from tfmuscle.training.schedule import best_epoch, learning_rate, should_stop
 from tfmuscle.training.supervised import check_folder, check_shards, finish, prepare, split_of
@@ -167,24 +167,25 @@ class _Training:
     def _train_epoch(self) -> None:
         self.stepper.optimiser.learning_rate = learning_rate(self.config, self.history)
         self._noted = time.monotonic()
-        for number in range(self.place.scan, len(self.paths["train"])):
-            way = self._way(number)
-            if way is not None:
-                self._follow(way)
-            self.place.scan, self.place.chunk, self.fed = number + 1, 0, None
+        count, together = len(self.paths["train"]), self.config.batch_size
+        for first in range(self.place.scan, count, together):
+            numbers = range(first, min(first + together, count))
+            if ways := [way for number in numbers if (way := self._way(number)) is not None]:
+                self._follow(ways, len(numbers))
+            self.place.scan, self.place.chunk, self.fed = numbers.stop, 0, None
 
     def _way(self, number: int) -> Way | None:
         draws = np.random.default_rng([self.config.seed, self.place.epoch, number]).random(3).tolist()
         scan = read_scan(self.paths["train"][number], self.spec)
         return way_of(scan, self.spec, self.settings, self.classes, subject=number, draws=draws)
 
-    def _follow(self, way: Way) -> None:
-        """Learns from one scan, from the chunk that is next."""
-        place = self.place
-        for number in range(place.chunk, len(way.chunks)):
-            chunk = way.chunks[number]
-            self.fed = fed_to(way, chunk, self.spec, self.fed)
-            windows = windows_of(way, chunk, self.spec, self.settings)
+    def _follow(self, ways: list[Way], scans: int) -> None:
+        """Learns from scans side by side, from the chunk that is next."""
+        place, chunks = self.place, chunks_of(max(way.windows for way in ways), self.settings)
+        for number in range(place.chunk, len(chunks)):
+            chunk, before = chunks[number], chunks[number - 1] if number else None
+            self.fed = fed_to(ways, chunk, before, self.spec, self.fed)
+            windows = windows_of(ways, chunk, self.spec, self.settings)
             loss, self.fed = self.stepper.add(windows, self.fed, chunk.divisor)
             if chunk.steps:
                 self.stepper.step()
@@ -195,7 +196,7 @@ class _Training:
                     " --learning-rate"
                 )
             self._save_now_and_then()
-            self._tell(place.scan + (number + 1) / len(way.chunks), f"loss {place.loss / place.windows:.3f}")
+            self._tell(place.scan + scans * (number + 1) / len(chunks), f"loss {place.loss / place.windows:.3f}")
 
     def _save_now_and_then(self) -> None:
         now = time.monotonic()

@@ -8,8 +8,8 @@ newest then teaches nothing (`alignment="slice"`). No gradient goes into that.
 Between two steps of the optimiser gradients are added up, each divided by the number of windows, so that the step is
 that of the mean; memory is that of one chunk. Since nothing flows back through masks that are fed, this is exact.
 
-All structures of a scan are samples of one batch. The loss is that of the network's own `ParametricTversky` output;
-a network without one learns with both weights 1/2.
+All structures of the scans that go side by side are samples of one batch. The loss is that of the network's own
+`ParametricTversky` output; a network without one learns with both weights 1/2.
 """
 
 import functools
@@ -59,7 +59,7 @@ class Windows:
     """What a chunk of k windows is learned from, S structures side by side.
 
     Attributes:
-        images: `(k, w, H, W, 1)` float32.
+        images: `(k, S, w, H, W, 1)` float32.
         truth: `(k, S, w, H, W, 1)` float32 masks; counts where drawn.
         drawn: `(k, S, w)` bool, slices with a drawn mask.
         kept: `(k, S, w)` bool, slices whose drawn mask is put in before masks are fed to the next window.
@@ -118,8 +118,7 @@ class Stepper:
         """Returns the compiled gradient of chunks of `count` windows."""
         window = (self.spec.depth, *self.spec.size, 1)
         signature = [
-            tf.TensorSpec((count, *window), tf.float32),
-            tf.TensorSpec((count, None, *window), tf.float32),
+            *[tf.TensorSpec((count, None, *window), tf.float32)] * 2,
             tf.TensorSpec((count, None, self.spec.depth), tf.bool),
             tf.TensorSpec((count, None, self.spec.depth), tf.bool),
             *[tf.TensorSpec((None, *window), tf.float32)] * 3,
@@ -131,9 +130,8 @@ class Stepper:
             with tf.GradientTape() as tape:
                 total = tf.constant(0.0)
                 for number in range(count):
-                    seen = tf.repeat(images[number][tf.newaxis], tf.shape(fed)[0], axis=0)
                     masks = truth[number], drawn[number], kept[number]
-                    loss, fed = self.window((seen, fed, first_images, first_masks), *masks)
+                    loss, fed = self.window((images[number], fed, first_images, first_masks), *masks)
                     total += loss
                 mean = total / divisor
             found = tape.gradient(mean, [weight.value for weight in self.model.trainable_variables])

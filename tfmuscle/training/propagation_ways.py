@@ -8,10 +8,13 @@ with the first chunk of windows that begins on it.
 
 A slice counts as labelled when no voxel of it has the ignore id. Images and labels stay as they are in the record, in
 16 bits; only windows are cut to size and made float32.
+
+Several scans can be gone through side by side: their structures are further samples of the same batch, and a shorter
+one ends with the last whole chunk it has. Windows of one scan after another are much alike; of several they are not.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import tensorflow as tf
@@ -22,7 +25,7 @@ from tfmuscle.inference.propagation import framed
 from tfmuscle.labels import IGNORE
 from tfmuscle.records import Scan
 from tfmuscle.training.annotation import drawn_slices
-from tfmuscle.training.propagation_steps import Chunk, Windows, chunks_of
+from tfmuscle.training.propagation_steps import Chunk, Windows
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +39,7 @@ class Way:
         starts: the slice each begins on.
         references: how many slices each begins with are drawn, 1 to w.
         drawn: `(N,)` bool, slices drawn besides those.
-        chunks: of windows, counted from the first start.
+        windows: from the first start to the end.
     """
 
     images: np.ndarray
@@ -45,10 +48,12 @@ class Way:
     starts: tuple[int, ...]
     references: tuple[int, ...]
     drawn: np.ndarray
-    chunks: tuple[Chunk, ...]
+    windows: int
 
     def active(self, chunk: Chunk) -> int:
-        """Returns how many of the structures have begun."""
+        """Returns how many structures have begun; none when fewer windows are left than the chunk has."""
+        if chunk.first + chunk.count > self.windows:
+            return 0
         return sum(start <= self.starts[0] + chunk.first for start in self.starts)
 
 
@@ -101,8 +106,8 @@ def way_of(
     )
     starts = tuple(start for start, _ in begun)
     references = tuple(int(np.cumprod(labelled[start : start + width]).sum()) for start in starts)
-    chunks = tuple(chunks_of(count - width + 1 - starts[0], settings))
-    return Way(images, labels, tuple(number for _, number in begun), starts, references, drawn, chunks)
+    windows = count - width + 1 - starts[0]
+    return Way(images, labels, tuple(number for _, number in begun), starts, references, drawn, windows)
 
 
 def _part(count: int, settings: Propagation, draws: Sequence[float]) -> slice:
@@ -114,8 +119,16 @@ def _part(count: int, settings: Propagation, draws: Sequence[float]) -> slice:
     return slice(first, first + length)
 
 
-def windows_of(way: Way, chunk: Chunk, spec: DataSpec, settings: Propagation) -> Windows:
-    """Returns what a chunk of windows is learned from."""
+def windows_of(ways: Sequence[Way], chunk: Chunk, spec: DataSpec, settings: Propagation) -> Windows:
+    """Returns what a chunk of windows is learned from: the structures of all ways that are not at their end."""
+    parts = [_windows(way, chunk, spec, settings) for way in ways if way.active(chunk)]
+    along = {item.name: 0 if item.name.startswith("first") else 1 for item in fields(Windows)}
+    return Windows(
+        **{name: np.concatenate([getattr(part, name) for part in parts], axis=axis) for name, axis in along.items()}
+    )
+
+
+def _windows(way: Way, chunk: Chunk, spec: DataSpec, settings: Propagation) -> Windows:
     active, first = way.active(chunk), way.starts[0] + chunk.first
     places = range(first, first + chunk.count)
     slices = np.add.outer(np.arange(first, first + chunk.count), np.arange(spec.depth))  # (k, w)
@@ -125,7 +138,7 @@ def windows_of(way: Way, chunk: Chunk, spec: DataSpec, settings: Propagation) ->
     refreshed = (np.arange(chunk.first, chunk.first + chunk.count) + 1) % settings.refresh == 0
     kept = references if settings.feedback == "predicted" else references | drawn & refreshed[:, None, None]
     return Windows(
-        np.stack([_seen(way, place, spec) for place in places]),
+        np.stack([np.stack([_seen(way, place, spec)] * active) for place in places]),
         np.stack([_masks(way, place, spec, active) for place in places]),
         drawn,
         kept,
@@ -134,20 +147,25 @@ def windows_of(way: Way, chunk: Chunk, spec: DataSpec, settings: Propagation) ->
     )
 
 
-def fed_to(way: Way, chunk: Chunk, spec: DataSpec, fed: tf.Tensor | None) -> tf.Tensor:
+def fed_to(ways: Sequence[Way], chunk: Chunk, before: Chunk | None, spec: DataSpec, fed: tf.Tensor | None) -> tf.Tensor:
     """Returns the masks `(S, w, H, W, 1)` to feed to a chunk: of the window before, or drawn where a structure begins.
 
     Args:
-        way: the scan.
+        ways: the scans.
         chunk: the next one.
+        before: the one before it, if there is one.
         spec: of the windows.
-        fed: masks of the structures that had begun before.
+        fed: masks that the chunk before would hand on.
     """
-    active, before = way.active(chunk), 0 if fed is None else int(fed.shape[0])
-    if active == before:
-        return fed
-    new = tf.constant(np.stack([_begun(way, number, spec) for number in range(before, active)]))
-    return new if fed is None else tf.concat([fed, new], axis=0)
+    parts, place = [], 0
+    for way in ways:
+        had, active = 0 if before is None else way.active(before), way.active(chunk)
+        if had and active:
+            parts.append(fed[place : place + had])
+        if active > had:
+            parts.append(tf.constant(np.stack([_begun(way, number, spec) for number in range(had, active)])))
+        place += had
+    return tf.concat(parts, axis=0)
 
 
 def _seen(way: Way, place: int, spec: DataSpec) -> np.ndarray:
