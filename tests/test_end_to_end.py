@@ -15,6 +15,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from tfmuscle.errors import DataError
 from tfmuscle.files import read_json
 from tfmuscle.io import read_volume
+from tfmuscle.workflows import demo as demo_workflow
 from tfmuscle.workflows.demo import demo
 from tfmuscle.workflows.evaluating import evaluate
 from tfmuscle.workflows.predicting import predict
@@ -143,14 +144,23 @@ def test_a_dataset_evaluates_against_itself_as_perfect(phantom_dataset, tmp_path
     ) == 5
 
 
-def test_the_demo_leaves_a_report_and_runs_a_second_time(tmp_path):
+def test_the_demo_leaves_a_report_and_starts_anew_a_second_time(tmp_path, monkeypatch):
     said = []
-    for _ in range(2):
-        report = demo(tmp_path / "demo", subjects=6, epochs=1, say=said.append)
-        page = report.read_text(encoding="utf-8")
-        # training curves, box plot and two overlays, all inside the page
-        assert page.count("data:image/png;base64") >= 4
-        assert not re.search(r"(src|href)=.https?:", page)
-    assert len(said) == 10
+    report = demo(tmp_path / "demo", subjects=6, epochs=1, say=said.append)
+    page = report.read_text(encoding="utf-8")
+    # training curves, box plot and two overlays, all inside the page
+    assert page.count("data:image/png;base64") >= 4
+    assert not re.search(r"(src|href)=.https?:", page)
+    assert len(said) == 5
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo_workflow, "fit", stop)
+    before = (tmp_path / "demo" / "records" / "index.json").stat().st_mtime_ns
+    with pytest.raises(KeyboardInterrupt):
+        demo(tmp_path / "demo", subjects=6, epochs=1, say=said.append)
+    assert len(said) == 8 and (tmp_path / "demo" / "records" / "index.json").stat().st_mtime_ns > before
+    assert {path.name for path in (tmp_path / "demo").iterdir()} == {"demo.json", "dataset", "records"}
     with pytest.raises(DataError, match="is no earlier demo, and would be overwritten"):
         demo(tmp_path)

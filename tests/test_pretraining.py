@@ -33,7 +33,7 @@ def weights_of(path):
 
 @pytest.fixture(scope="module")
 def plan(phantom_dataset):
-    training = {"epochs": 2, "batch_size": 8, "model_options": OPTIONS}
+    training = {"epochs": 2, "batch_size": 24, "model_options": OPTIONS}
     return plan_pretraining(phantom_dataset, data={"size": (32, 32), "resize": True}, training=training)
 
 

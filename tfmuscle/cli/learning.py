@@ -18,7 +18,7 @@ from tfmuscle.quiet import quiet_start
 @command(name="demo")
 @click.argument("out", type=FOLDER, default=Path("tfmuscle-demo"))
 def demo_command(out: Path) -> None:
-    """Run the whole job on synthetic legs in OUT and leave a report.html: two to seven minutes."""
+    """Run the whole job on synthetic legs in OUT and leave a report.html: about two minutes."""
     with quiet_start():
         from tfmuscle.workflows.demo import demo
 

@@ -4,12 +4,12 @@ from tfmuscle.presets.preset import Preset
 
 GENERAL: dict[str, Preset] = {
     "demo": Preset(
-        about="Phantom bones, 2D slices; two to six minutes on 2 cores. Shows the job, proves nothing about patients.",
-        data={"kind": "slices", "size": (96, 96), "folds": 4, "test": 2},
+        about="Phantom bones, 2D slices; about two minutes on 2 cores. Shows the job, proves nothing about patients.",
+        data={"kind": "slices", "size": (64, 64), "spacing": (14.5, 3.45, 3.45), "folds": 4, "test": 2},
         training={
             "model": "unet",
             "model_options": {"filters": 12, "levels": 4, "norm": "batch"},
-            "epochs": 14,
+            "epochs": 8,
             "batch_size": 4,
             "learning_rate": 3e-3,
         },
