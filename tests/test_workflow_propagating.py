@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import re
 
 import keras
 import numpy as np
@@ -393,8 +394,10 @@ def test_the_command(case, tmp_path):
     words = ("propagate", "-i", case.scan, "-a", case.labels, "-o", out, "--method", "interpolate")
     done = command(*words, "-n", 2)
     assert done.exit_code == 0, done.output
-    assert "drift at slice 10, soleus, left out over 7: Dice 0.9" in done.output
-    assert "soleus: " in done.output and " ml (" in done.output and done.output.count("redraw slice") == 2
+    assert re.search(
+        r"soleus: [\d.]+ ml \([\d.]+ to [\d.]+\); arrives .* Dice of 0\.9\d+ at worst \(slice 10, left", done.output
+    )
+    assert done.output.count("redraw slice") == 2
     assert "from 3 drawn slices along axis 2; 5 of 5 stretches done now" in done.output
     correct(out, 6, key=5)
     refused = command(*words)

@@ -57,13 +57,8 @@ def propagate_command(scan: Path, labels: Path, out: Path, **options: Any) -> No
     finally:
         bar.close()
     tell(result.notes)
-    for row in result.report.drift:
-        dice = "nothing drawn or arriving" if row["dice"] != row["dice"] else f"Dice {row['dice']:.3f}"
-        click.echo(
-            f"drift at slice {row['slice']}, {row['structure']}, {row['way']} over {row['slices_apart']}: {dice}"
-        )
     for structure, (volume, low, high) in result.report.volumes_ml.items():
-        click.echo(f"{structure}: {volume:.1f} ml ({low:.1f} to {high:.1f})")
+        click.echo(f"{structure}: {volume:.1f} ml ({low:.1f} to {high:.1f}){_worst(result.report.drift, structure)}")
     for row in result.report.redraw:
         most = f", most of it {row['structure']}" if row["structure"] else ""
         click.echo(f"redraw slice {row['slice']}: {row['disputed_mm2']:.0f} mm² in dispute{most}")
@@ -73,3 +68,13 @@ def propagate_command(scan: Path, labels: Path, out: Path, **options: Any) -> No
         f"{out}: from {len(result.slices.indices)} drawn slices along axis {result.slices.axis}{corrected};"
         f" {result.fresh} of {result.stretches} stretches done now, the others were there{reduced}"
     )
+
+
+def _worst(drift: list[dict[str, Any]], structure: str) -> str:
+    """Says where a structure arrived worst; all of it is in the table."""
+    seen = [row for row in drift if row["structure"] == structure and row["dice"] == row["dice"]]
+    if not seen:
+        return ""
+    row = min(seen, key=lambda row: row["dice"])
+    way = f"{row['way']}, {row['slices_apart']} slices away"
+    return f"; arrives at drawn slices with a Dice of {row['dice']:.3f} at worst (slice {row['slice']}, {way})"
