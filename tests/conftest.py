@@ -31,16 +31,15 @@ def data_dir(request) -> Path:
 
 @pytest.fixture(scope="session")
 def phantom_dataset(tmp_path_factory) -> Path:
-    """Five small phantoms of leg bones in nnU-Net's layout: 48 x 48 x 72 voxels."""
-    folder = tmp_path_factory.mktemp("phantoms") / "scans"
-    return phantom(folder, subjects=5, seed=11, kind="bones", spacing=(4.6, 4.6, 14.5))
+    """Five small phantoms of leg bones in nnU-Net's layout."""
+    return phantom(tmp_path_factory.mktemp("phantoms") / "scans", subjects=5, seed=11, kind="bones")
 
 
 @pytest.fixture(scope="session")
 def tiny_records(phantom_dataset, tmp_path_factory) -> Path:
-    """Coarse 2D records of the phantoms, two windows a slice: two folds, one test subject."""
+    """Coarse 2D records of the phantoms: two folds, one test subject."""
     out = tmp_path_factory.mktemp("records") / "records"
-    settings = {"kind": "slices", "size": (40, 48), "spacing": (16.0, 5.0, 5.0), "folds": 2, "test": 1}
+    settings = {"kind": "slices", "size": (48, 48), "spacing": (8.0, 4.0, 4.0), "folds": 2, "test": 1}
     build_records(phantom_dataset, out, plan_spec(read_dataset(phantom_dataset), settings))
     return out
 

@@ -157,7 +157,7 @@ def test_other_sizes_are_tried_and_other_channels_are_not(first):
     run = load_run(first)
     assert zero_shot(run, dataclasses.replace(run.spec, size=(32, 64)), {}, batch_size=2).keys()
     two = dataclasses.replace(run.spec, channels=("fat", "water"))
-    with pytest.raises(ValueError, match=r"its encoder0_conv0 does not take samples of shape \(40, 48, 2\)"):
+    with pytest.raises(ValueError, match=r"its encoder0_conv0 does not take samples of shape \(48, 48, 2\)"):
         zero_shot(run, two, {}, batch_size=2)
 
 
