@@ -279,7 +279,7 @@ class TestCommands:
         build = ["build-records", "-i", str(dataset), "-o", str(wide), "--preset", "ifss_net", "--size", "32", "32"]
         assert CliRunner().invoke(tfmuscle_group, [*build, "--folds", "3"]).exit_code == 0
         words = ["fit", "-i", str(wide), "-o", str(tmp_path / "run"), "--preset", "ifss_net", "--scale", "laptop"]
-        words += ["--epochs", "1", "--option", "filters=5", "--propagation", "slices=4"]
+        words += ["--epochs", "1", "--option", "filters=5", "--propagation", "slices=4", "--propagation", "smallest=1"]
         result = CliRunner().invoke(tfmuscle_group, words)
         assert result.exit_code == 0, result.output
         assert "best epoch 1 of 1, validation Dice" in result.output

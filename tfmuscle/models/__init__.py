@@ -132,12 +132,12 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def carries_masks(name: str) -> bool:
-    """Whether an architecture looks at masks of the slices before, besides the image.
+    """Whether an architecture looks at masks of the slices before, besides the image; an unknown name does not.
 
     >>> carries_masks("ifss_net"), carries_masks("unet")
     (True, False)
     """
-    return "mask" in _facts(name).get("inputs", ())
+    return name in available() and "mask" in _facts(name).get("inputs", ())
 
 
 def check_spec(name: str, spec: DataSpec, **options: Any) -> None:
