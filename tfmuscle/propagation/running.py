@@ -5,7 +5,8 @@ the distance to the anchors; where only one way comes it is believed. A pixel be
 probability, if that is a half at least (of equal ones the first): structures that were carried independently meet
 there.
 
-A chunk that does not fit what was written is found by its key, not by its content: `storing.py`.
+Rejected, on the phantoms of `flow.py` with three drawn slices (Dice between them; 0.973 as it is): blending the signed
+distances of both ways (0.970 to 0.973), and weights that also say how well each way arrived (0.971).
 """
 
 import contextlib
@@ -34,7 +35,7 @@ class Job:
 
     Attributes:
         method: fills them.
-        images: `(N, H, W)`, or a function that returns them, called once something is to be done.
+        images: returns the images `(N, H, W)`; called when something is to be done.
         drawn: `(N, H, W)` ids; only drawn slices are looked at.
         keys: ids of the structures.
         scan: digest of the scan.
