@@ -7,10 +7,10 @@ intensity changes (the gradient's magnitude, per mm, of the image smoothed by a 
   is 1) and 0.1 for the way itself. Dijkstra's algorithm, once a structure (scikit-image's `MCP_Geometric`).
 * *watershed*: the gradient is a landscape that is flooded from the seeds (scikit-image's `watershed`).
 
-They are what users know from the segment editors. On ultrasound phantoms, where speckle is steeper than most borders,
-both are worse than not looking at the image at all; see `flow.py` for the same scans. Only a box around the drawn
-structures is looked at; where it is still large, pixels are taken together, because both need some 50 bytes and up to
-20 microseconds a voxel.
+They are what users know from the segment editors. In ultrasound, where speckle is steeper than most borders, both come
+after interpolation, which looks at no image: between three drawn slices of phantom sweeps (those of `flow.py`) grow had
+a Dice of 0.914, watershed of 0.833, interpolation of 0.957. Only a box around the drawn structures is looked at; where
+it is still large, pixels are taken together, because both need some 50 bytes and up to 20 microseconds a voxel.
 """
 
 from collections.abc import Callable
