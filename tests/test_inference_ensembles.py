@@ -21,6 +21,7 @@ from tfmuscle.cli import tfmuscle_group
 from tfmuscle.cli.predicting import predict_command
 from tfmuscle.config import Supervised, TrainConfig
 from tfmuscle.errors import DataError
+from tfmuscle.export.bundle import FORMATS
 from tfmuscle.files import read_json, sha256
 from tfmuscle.inference import ENGINES, load_ensemble, predict_probabilities, predict_volume, run_folders
 from tfmuscle.io import read_volume, write_volume
@@ -257,4 +258,4 @@ def test_the_command_takes_several_models_and_an_engine(folds, scans, tmp_path):
 
 def test_the_command_offers_every_engine():
     (option,) = [option for option in predict_command.params if option.name == "engine"]
-    assert tuple(option.type.choices) == ENGINES
+    assert set(option.type.choices) == {*ENGINES, *FORMATS}  # formats are the engines of bundles
