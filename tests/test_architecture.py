@@ -37,7 +37,7 @@ FLOORS = {
     "config": 2,
     "presets": 3, "io": 3, "phantom": 3, "metrics": 3, "layers": 3, "losses": 3,
     "subjects": 4, "folds": 4, "preprocessing": 4, "surfaces": 4, "compounding": 4,
-    "labelled_slices": 4,
+    "labelled_slices": 4, "measuring": 4,
     "planning": 5, "label_sources": 5, "sampling": 5, "report": 5, "registration": 5,
     "postprocessing": 5, "contours": 5, "cascade": 5, "relabelling": 5,
     "disagreement": 5, "interpolation": 5, "propagation": 6,
