@@ -117,7 +117,7 @@ def test_scale_of_rates_and_widths():
     widths = [model.get_layer(f"encoder{level}_pyramid").output.shape[-1] for level in range(5)]
     assert widths == [10, 10, 20, 40, 40]
     ends = [model.get_layer(f"decoder{step}_fusion_sum").output.shape[-1] for step in range(5)]
-    assert ends == [40, 40, 20, 20, 5]
+    assert ends == [40, 40, 20, 20, 16]
 
 
 def test_skips_come_from_the_mask_stream_when_streams_are_added():

@@ -1,8 +1,8 @@
 """Pieces of IFSS-Net and Seg-Net-FS: encoder levels with parallel dilations, fusion, recurrence, decoder.
 
 All volumes are short windows of slices `(w, H, W, C)`. Depth is never pooled; five levels halve the plane. Numbers are
-those of the authors' code for `filters` = 30, and scale with it. Normalisation is over all voxels and channels of a
-window (TF-slim's `layer_norm`): `GroupNormalization(groups=1)`.
+those of the authors' code for `filters` = 30, and scale with it but for the last two. Normalisation is over all voxels
+and channels of a window (TF-slim's `layer_norm`): `GroupNormalization(groups=1)`.
 
 * **Dilations reach in the plane only** unless `dilate_depth`: of three slices a rate from 3 on sees just the middle
   tap, and two thirds of such a kernel would be dead. The count is the same.
@@ -126,10 +126,12 @@ def recurrence(x, temporal: str, *, kernel: int, recurrent_dropout: float, outer
 def decoder_widths(filters: int) -> list[int]:
     """Returns the widths of the five steps up and of the last convolutions.
 
+    The last two are as published at any width: with 5 and 4 channels instead, 10 filters learned next to nothing.
+
     >>> decoder_widths(30)
     [120, 120, 60, 60, 16, 8]
     """
-    return [*(filters * factor for factor in (4, 4, 2, 2)), max(4, 16 * filters // 30), max(4, 8 * filters // 30)]
+    return [*(filters * factor for factor in (4, 4, 2, 2)), 16, 8]
 
 
 def decoder(x, skips: list, widths: list[int], *, fuse: Fuse, dropout: float):

@@ -75,7 +75,7 @@ def ifss_net(
     Args:
         input_shape: `(w, H, W, 1)`, H and W multiples of 32 and known, as the recurrence needs them; w may be None.
         num_classes: 2, background and the structure.
-        filters: a multiple of 5; every width is in proportion.
+        filters: a multiple of 5; every width but the last two is in proportion.
         aggregate: add the image stream to the mask stream level by level and take skips from the latter; False as in
             the authors' code.
         fusion: of the two streams at the bottleneck: `ffm`, `gfm` (large kernels) or `concat_xcorr`.

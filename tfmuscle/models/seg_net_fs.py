@@ -51,7 +51,7 @@ def seg_net_fs(
     Args:
         input_shape: `(w, H, W, C)`, H and W multiples of 32 and known; w may be None.
         num_classes: classes, background included.
-        filters: a multiple of 5; every width is in proportion.
+        filters: a multiple of 5; every width but the last two is in proportion.
         temporal: `bi`, `uni` or `none`, how the recurrence reads the slices.
         clstm_kernel: edge of its kernel, odd.
         dilate_depth: dilate along the slices too.
