@@ -1,12 +1,12 @@
 """An exported bundle as a network for `predict`: the same labels without Keras.
 
 Which format answers is the user's choice among those the bundle holds; `auto` takes the first of `FASTEST` whose
-libraries are installed: converted networks are faster for slices and slower for volumes (benchmarks/inference.md). It
-was compared with Keras when it was exported, so that no proof is needed here.
+libraries are installed: converted networks are faster for slices, and not for volumes (benchmarks/engines.md). It was
+compared with Keras when it was exported, so that no proof is needed here.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,22 +14,37 @@ from tfmuscle import inference
 from tfmuscle.errors import DataError
 from tfmuscle.export.bundle import Bundle, open_bundle
 from tfmuscle.export.formats import STARTERS
-from tfmuscle.inference.engines import Engine, missing_libraries
+from tfmuscle.inference.engines import Engine, can_run, how_to_install, missing_libraries
 from tfmuscle.postprocessing import Cleaning, clean
 from tfmuscle.preprocessing import find_midline
 from tfmuscle.volume import Volume
 
-FASTEST = {False: ("openvino", "onnx", "saved_model", "litert"), True: ("saved_model", "openvino", "onnx", "litert")}
-"""Whether samples are volumes -> formats, the fastest first."""
+FASTEST = {
+    False: ("tensorrt", "openvino", "onnx", "saved_model", "litert"),
+    True: ("tensorrt", "saved_model", "openvino", "onnx", "litert"),
+}
+"""Whether samples are volumes -> formats, the fastest first; TensorRT where there is a GPU."""
 
 
 @dataclass(frozen=True, eq=False)
 class BundleNetwork:
-    """An opened bundle, the format that answers, and what cleans its labels."""
+    """An opened bundle, what answers for its network, and what cleans its labels.
+
+    Attributes:
+        bundle: the bundle.
+        run: its settings, and the engine that answers.
+        cleanings: of labels, one after the other.
+        batch_size: windows for one call of the engine; None leaves it to `inference`.
+        whole: given a scan and whether to mirror, returns its labels, or None when windows shall be sent (`served`).
+        remarks: what the user should know, added to as scans are labelled.
+    """
 
     bundle: Bundle
     run: inference.Run
     cleanings: tuple[Cleaning, ...]
+    batch_size: int | None = None
+    whole: Callable[[Volume, bool], Volume | None] | None = None
+    remarks: list[str] = field(default_factory=list)
 
     @classmethod
     def opened(cls, path: str | Path, *, engine: str, postprocess: bool) -> Self:
@@ -48,7 +63,11 @@ class BundleNetwork:
 
     def labels(self, image: Volume, name: str, *, mirror: bool, progress: inference.Progress | None = None) -> Volume:
         """Returns the cleaned labels of the scan of subject `name`."""
-        labels = inference.predict_volume(self.run, image, mirror=mirror, progress=progress)
+        labels = None if self.whole is None else self.whole(image, mirror)
+        if labels is None:
+            labels = inference.predict_volume(
+                self.run, image, mirror=mirror, batch_size=self.batch_size, progress=progress
+            )
         for cleaning in self.cleanings:
             midline = find_midline(image) if cleaning.side is not None else None
             spec = self.bundle.spec
@@ -68,7 +87,7 @@ class BundleNetwork:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the user should know before trusting the labels."""
-        return ()
+        return tuple(self.remarks)
 
     @property
     def is_reduced(self) -> bool:
@@ -106,12 +125,16 @@ class BundleNetwork:
         return {}
 
 
+def usable_formats(bundle: Bundle) -> list[str]:
+    """Returns the formats that a bundle holds and whose libraries are installed, the fastest first."""
+    order = FASTEST[bundle.spec.is_volumetric]
+    return [name for name in order if name in bundle.formats and can_run(name)]
+
+
 def _chosen(bundle: Bundle, engine: str) -> str:
     held = ", ".join(bundle.formats)
     if engine == "auto":
-        order = FASTEST[bundle.spec.is_volumetric]
-        usable = [name for name in order if name in bundle.formats and not missing_libraries(name)]
-        if usable:
+        if usable := usable_formats(bundle):
             return usable[0]
         raise DataError(f"{bundle.path}: holds {held}, whose libraries are missing; pip install 'tfmuscle[engines]'")
     if engine not in bundle.formats:
@@ -120,7 +143,5 @@ def _chosen(bundle: Bundle, engine: str) -> str:
             f" 'tfmuscle export --format'"
         )
     if missing := missing_libraries(engine):
-        raise DataError(
-            f"engine {engine} needs {', '.join(missing)}; install them with pip install 'tfmuscle[engines]'"
-        )
+        raise DataError(f"engine {engine} needs {', '.join(missing)}; install them with {how_to_install(engine)}")
     return engine
