@@ -43,18 +43,27 @@ IGNORE = 255
 
 def simulate(chosen: argparse.Namespace) -> None:
     """Writes scan, truth and slices of one muscle."""
-    body, key = make_body(chosen.data, "VHM").labels, PAINTED.id_of(f"{chosen.muscle}_left")
+    scan, truth = painted(make_body(chosen.data, "VHM").labels, chosen.muscle, chosen.spacing, chosen.seed)
+    write(chosen, scan, truth, LabelMap({1: chosen.muscle}), axis=2)
+
+
+def painted(
+    body: Volume, muscle: str, spacing: tuple[float, ...], seed: int, *, narrow: bool = False
+) -> tuple[Volume, Volume]:
+    """Returns a painted scan of the left leg over a muscle's length, and the muscle's labels.
+
+    `narrow` cuts it to the muscle from side to side and from front to back, too; `FIELD_MM` is left around it.
+    """
+    key = PAINTED.id_of(f"{muscle}_left")
     edges = world_edges(body, [key])
     leg = world_edges(body, [k for k in PAINTED.ids[1:] if PAINTED.names[k].endswith("_left")])
-    low, high = (np.array([*leg[end, :2], edges[end, 2]]) for end in (0, 1))
+    low, high = edges if narrow else (np.array([*leg[end, :2], edges[end, 2]]) for end in (0, 1))
     start = np.floor(body.geometry.index(low - FIELD_MM)).astype(int)
     stop = np.ceil(body.geometry.index(high + FIELD_MM)).astype(int)
-    shown = resample_labels(
-        body, body.geometry.cropped(tuple(start), tuple(stop - start + 1)).resampled(chosen.spacing)
-    )
-    image = image_from_labels(shown, PAINTED, contrast="t1", seed=chosen.seed)
+    shown = resample_labels(body, body.geometry.cropped(tuple(start), tuple(stop - start + 1)).resampled(spacing))
+    image = image_from_labels(shown, PAINTED, contrast="t1", seed=seed)
     truth = shown.with_array((shown.array == key).astype(np.uint8))
-    write(chosen, image.with_array(np.rint(image.array).astype(np.int16)), truth, LabelMap({1: chosen.muscle}), axis=2)
+    return image.with_array(np.rint(image.array).astype(np.int16)), truth
 
 
 def take(chosen: argparse.Namespace) -> None:
@@ -137,15 +146,17 @@ def table(chosen: argparse.Namespace) -> None:
         "|---|---|---|---|---|---|"
     )
     for called, labels in rows.items():
-        measured = [
-            figures(labels.array == key, truth.array == key, free, truth, slices.axis)
-            for key in distinct(truth.array).tolist()
-            if key
-        ]
-        mean = np.mean(measured, axis=0)
+        mean = means(labels, truth, free, slices.axis)
         print(
             f"| {called} | " + " | ".join(f"{value:.3f}" for value in mean[:3]) + f" | {mean[3]:.2f} | {mean[4]:+.1f} |"
         )
+
+
+def means(labels: Volume, truth: Volume, free: np.ndarray, axis: int) -> list[float]:
+    """Returns the five figures as means over the structures."""
+    keys = [key for key in distinct(truth.array).tolist() if key]
+    measured = [figures(labels.array == key, truth.array == key, free, truth, axis) for key in keys]
+    return np.mean(measured, axis=0).tolist()
 
 
 def figures(one: np.ndarray, other: np.ndarray, free: np.ndarray, grid: Volume, axis: int) -> tuple[float, ...]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tfmuscle.interpolation import interpolate_slices, signed_distance
+from tfmuscle.interpolation import expected_error, interpolate_slices, signed_distance
 from tfmuscle.labelled_slices import LabelledSlices, find_slices
 from tfmuscle.labels import LabelMap
 from tfmuscle.volume import Geometry, Volume
@@ -163,3 +163,39 @@ def test_progress_and_what_cannot_be_used():
         interpolate_slices(volume(truth), ONE, LabelledSlices(2, (3,), 1.0))
     with pytest.raises(ValueError, match=r"ids \[1\] have no name"):
         interpolate_slices(volume(truth), LabelMap({2: "soleus"}), slices)
+
+
+def bands(halves, step, *, key=1):
+    """Bands of `2 * half` columns across all ten rows, in a volume of 20 columns."""
+    column = np.arange(20)
+    planes = [np.broadcast_to((column >= 10 - half) & (column < 10 + half), (10, 20)) for half in halves]
+    return volume(key * np.stack(planes, axis=-1).astype(np.uint8), step)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slices_that_are_left_out_tell_the_error_to_expect(axis):
+    """Half widths 2, 6, 2, 2 on slices 1, 5, 9, 11 of 13."""
+    halves = np.zeros(13, int)
+    halves[[1, 5, 9, 11]] = 2, 6, 2, 2
+    labels = bands(halves, (0.5, 2.0, 7.0))
+    turned = np.moveaxis(labels.array, 2, axis)
+    geometry = Geometry(turned.shape, np.diag([*np.insert([0.5, 2.0], axis, 7.0), 1.0]))
+    (found,) = expected_error(Volume(turned, geometry), ONE, LabelledSlices(axis, (1, 5, 9, 11), 7.0))
+    # 5 is 2 wide between 1 and 9: 8 columns of 10 rows of 1 mm² are missing, a bend of 80 / (4 * 4) = 5. Between 5 and
+    # 11 slice 9 would be 6 - 4 * 4 / 6 = 3.33 wide, 3 in whole pixels: 20 mm² too many, a bend of 20 / (4 * 2) = 2.5.
+    assert found[[1, 5, 9, 11]].tolist() == [0, 0, 0, 0]
+    assert found[2:5].tolist() == [5 * 3, 5 * 4, 5 * 3]
+    assert found[6:9] == pytest.approx([3.75 * 3, 3.75 * 4, 3.75 * 3])
+    assert found[10] == pytest.approx(2.5)
+    assert np.isnan(found[[0, 12]]).all()
+
+
+def test_shapes_that_change_evenly_are_expected_to_be_right():
+    labels = bands([2, 3, 4, 5, 6, 7, 8], (1.0, 1.0, 5.0), key=7)
+    found = expected_error(labels, TWO, LabelledSlices(2, (0, 2, 4, 6), 5.0))
+    assert found.tolist() == np.zeros((2, 7)).tolist()  # the absent structure, too
+
+
+def test_two_slices_leave_nobody_to_ask():
+    found = expected_error(bands([2, 4, 6], (1.0, 1.0, 5.0)), ONE, LabelledSlices(2, (0, 2), 5.0))
+    assert found[0, [0, 2]].tolist() == [0, 0] and np.isnan(found[0, 1])

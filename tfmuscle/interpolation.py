@@ -80,6 +80,39 @@ def interpolate_slices(
     return labels.with_array(array)
 
 
+def expected_error(labels: Volume, label_map: LabelMap, slices: LabelledSlices) -> np.ndarray:
+    """Returns by how much interpolation is probably wrong, mm², `(num_structures, num_slices)`.
+
+    The labelled slices tell: each but the outermost is left out, interpolated from its neighbours, and compared with
+    what is drawn on it. A straight line between b and c misses a curve of constant bend by a share of (z - b) (c - z).
+    So an area E that is wrong on slice m between its neighbours a and c is a bend E / ((m - a) (c - m)); in each gap the
+    mean bend of its two ends, or that of the one which has two neighbours, times (z - b) (c - z) is what to expect.
+
+    0 on labelled slices, NaN beyond them, and NaN everywhere but there if fewer than three are labelled.
+
+    Args:
+        labels: `(I, J, K)` ids; only those of the labelled slices are looked at.
+        label_map: names the ids.
+        slices: which are labelled, along which axis.
+    """
+    drawn = np.moveaxis(np.where(np.isin(labels.array, label_map.ids), labels.array, 0), slices.axis, 0)
+    keys = np.array([key for key in label_map.ids if key])[:, np.newaxis, np.newaxis]
+    step = tuple(size for axis, size in enumerate(labels.spacing) if axis != slices.axis)
+    bends: dict[int, np.ndarray] = {}
+    for before, left_out, after in zip(slices.indices, slices.indices[1:], slices.indices[2:], strict=False):
+        planes = slices_between(drawn[before], drawn[after], after - before - 1, step)
+        guess = next(itertools.islice(planes, left_out - before - 1, None))
+        wrong = ((guess == keys) != (drawn[left_out] == keys)).sum(axis=(1, 2)) * float(np.prod(step))
+        bends[left_out] = wrong / ((left_out - before) * (after - left_out))
+    found = np.full((len(keys), len(drawn)), np.nan)
+    found[:, list(slices.indices)] = 0
+    for before, after in itertools.pairwise(slices.indices):
+        if ends := [bends[end] for end in (before, after) if end in bends]:
+            between = np.arange(before + 1, after)
+            found[:, between] = np.outer(np.mean(ends, axis=0), (between - before) * (after - between))
+    return found
+
+
 def slices_between(before: np.ndarray, after: np.ndarray, count: int, step: tuple[float, ...]) -> Iterator[np.ndarray]:
     """Yields the ids `(H, W)` of `count` slices between two drawn ones.
 
