@@ -85,8 +85,8 @@ def expected_error(labels: Volume, label_map: LabelMap, slices: LabelledSlices) 
 
     The labelled slices tell: each but the outermost is left out, interpolated from its neighbours, and compared with
     what is drawn on it. A straight line between b and c misses a curve of constant bend by a share of (z - b) (c - z).
-    So an area E that is wrong on slice m between its neighbours a and c is a bend E / ((m - a) (c - m)); in each gap the
-    mean bend of its two ends, or that of the one which has two neighbours, times (z - b) (c - z) is what to expect.
+    So an area E that is wrong on slice m between its neighbours a and c is a bend E / ((m - a) (c - m)); in each gap
+    the mean bend of its two ends, or that of the one which has two neighbours, times (z - b) (c - z) is to be expected.
 
     0 on labelled slices, NaN beyond them, and NaN everywhere but there if fewer than three are labelled.
 
