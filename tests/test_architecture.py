@@ -19,6 +19,7 @@ CLI_FAMILIES = (
     "importing",
     "label_curve",
     "learning",
+    "measuring",
     "muscles",
     "planning",
     "predicting",
@@ -26,6 +27,7 @@ CLI_FAMILIES = (
     "pretraining",
     "propagation",
     "segmentations",
+    "serving",
     "slices",
     "surfaces",
     "sweeps",
@@ -44,18 +46,22 @@ FLOORS = {
     "records": 6, "augmentation": 6, "models": 6,
     "inference": 7,
     "training": 8,
-    "evaluation": 9, "export": 9,
+    "evaluation": 9, "export": 9, "serving": 10,
     "workflows": 11,
     "cli": 12,
 }  # fmt: skip
 LOCAL_IMPORTS_ALLOWED = {
     *(f"cli/{family}.py" for family in CLI_FAMILIES),
     "export/formats.py",
+    "export/precision.py",
+    "inference/conversion.py",
     "inference/engines.py",
+    "inference/tensorrt.py",
     "models/__init__.py",
+    "serving/grpc_wire.py",
     "workflows/beam.py",
 }
-TENSORFLOW_ROOMS = {"records", "augmentation", "training", "inference", "export"}
+TENSORFLOW_ROOMS = {"records", "augmentation", "training", "inference", "export", "serving"}
 KERAS_ROOMS = TENSORFLOW_ROOMS | {"models", "layers", "losses"}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" or path.parent != PACKAGE)
 
