@@ -1,6 +1,7 @@
-"""Apache Beam with two real worker processes: the same bytes as the serial build, and a killed worker ends the job in
-words. For the clusters only the flags are tested."""
+"""Apache Beam with two real worker processes: the same bytes as the serial build and the same labels as `predict`; a
+killed worker ends the job in words. For the clusters only the flags are tested."""
 
+import json
 import os
 import shutil
 import signal
@@ -9,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -179,6 +182,35 @@ def test_a_build_whose_worker_is_killed_says_so_and_a_rerun_makes_what_is_missin
     for path in tiny_records.glob("shard-*"):
         assert (out / path.name).read_bytes() == path.read_bytes()
     assert records.verify(out).problems == []
+
+
+@pytest.mark.slow
+@needs_beam
+def test_two_workers_label_what_one_process_does_and_name_who_failed(phantom_dataset, tiny_run, tmp_path):
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for number in (0, 1, 2):
+        shutil.copy(phantom_dataset / "imagesTr" / f"bones_{number:03d}_0000.nii.gz", scans)
+    (scans / "broken_0000.nii.gz").write_bytes(b"no scan")
+    words = ["predict", "-m", tiny_run, "-i", scans, "--no-mirror"]
+    here = run_command(*words, "-o", tmp_path / "here")
+    spread = run_command(*words, "-o", tmp_path / "beam", "--runner", "direct", "--workers", "2")
+    assert here.returncode == spread.returncode == 1
+    assert here.stderr.count("Failed:") == spread.stderr.count("Failed: broken:") == 1, spread.stderr
+    names = sorted(path.name for path in (tmp_path / "here").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "beam").iterdir())  # no notes are left
+    for name in names:
+        if name.endswith(".nii.gz"):
+            mine, theirs = (nibabel.load(tmp_path / which / name) for which in ("here", "beam"))
+            assert np.array_equal(mine.dataobj, theirs.dataobj) and np.array_equal(mine.affine, theirs.affine)
+    known = json.loads((tmp_path / "beam" / "predictions.json").read_text(encoding="utf-8"))
+    assert set(known["seconds"]) == {"bones_000", "bones_001", "bones_002"}
+    assert known["failures"] == json.loads((tmp_path / "here" / "predictions.json").read_text())["failures"]
+
+
+def run_command(*words):
+    code = "from tfmuscle.cli import main; main()"
+    return subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True)
 
 
 def worker_in_the_midst_of_a_shard(out):

@@ -14,6 +14,8 @@ import tfmuscle
 from tfmuscle.errors import DataError
 
 FOLDER = click.Path(path_type=Path)
+RUNNERS = ("direct", "flink", "spark", "dataflow")
+"""Where Apache Beam runs a job."""
 
 
 @click.group(name="tfmuscle", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -62,6 +64,33 @@ def setting(cls: type, field_name: str, flag: str | None = None, **overrides: An
     elif isinstance(default, int | float):
         options["type"] = type(default)
     return click.option(*flags, **options | overrides)
+
+
+def runner_options(workers: str) -> Callable:
+    """Makes the options of a job that Apache Beam may do; `workers` says what --workers means."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        for add in (
+            click.option(
+                "--runner-option", multiple=True, metavar="KEY=VALUE", help="option of Apache Beam; repeatable"
+            ),
+            click.option("--runner", type=click.Choice(RUNNERS), help="let Apache Beam do it, here or on a cluster"),
+            click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help=workers),
+        ):
+            function = add(function)
+        return function
+
+    return decorate
+
+
+def beam_flags(
+    pipeline_flags: Callable[..., tuple[str, ...]], options: dict[str, Any], *, workers: int
+) -> tuple[str, ...]:
+    """Takes those of `runner_options` out of the options and returns a Beam pipeline's flags; none without --runner."""
+    runner, more = options.pop("runner"), options.pop("runner_option")
+    if more and not runner:
+        raise click.UsageError("--runner-option goes with --runner")
+    return checked(pipeline_flags, runner, workers=workers, options=more) if runner else ()
 
 
 def given(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,12 +7,22 @@ from typing import Any
 
 import click
 
-from tfmuscle.cli.base import FOLDER, Bar, checked, command, finish, given, print_table, setting
+from tfmuscle.cli.base import (
+    FOLDER,
+    Bar,
+    beam_flags,
+    checked,
+    command,
+    finish,
+    given,
+    print_table,
+    runner_options,
+    setting,
+)
 from tfmuscle.config import KINDS, DataSpec
 from tfmuscle.presets import PRESETS
 from tfmuscle.quiet import quiet_start
 
-RUNNERS = ("direct", "flink", "spark", "dataflow")
 SERIES_COLUMNS = ("name", "modality", "contrast", "shape", "spacing", "orientation", "files", "fitness")
 PHANTOM_KINDS = ("bones", "thigh", "lower-limb", "ultrasound", "child-bones")
 PHANTOM_CONTRASTS = ("t1", "water", "ultrasound")
@@ -100,11 +110,9 @@ def _series_row(item: Mapping[str, Any]) -> dict[str, Any]:
 )
 @click.option("--prior", type=FOLDER, help="labels of an earlier network, <subject>.nii.gz, as further channels")
 @setting(DataSpec, "scale", default="full")
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="processes")
-@click.option("--runner", type=click.Choice(RUNNERS), help="let Apache Beam do the work [default: this machine's pool]")
-@click.option("--runner-option", multiple=True, metavar="KEY=VALUE", help="option of Apache Beam; repeatable")
+@runner_options("processes")
 def build_records_command(
-    dataset: Path, out: Path, preset: str | None, scale: str, workers: int, runner: str | None, **options: Any
+    dataset: Path, out: Path, preset: str | None, scale: str, workers: int, **options: Any
 ) -> None:
     """Turn a dataset into TFRecords; run again to complete an interrupted build.
 
@@ -120,10 +128,7 @@ def build_records_command(
     plan_path, prior = options.pop("plan_path"), options.pop("prior")
     if prior is not None:
         options["prior"] = True
-    runner_options = options.pop("runner_option")
-    if runner_options and not runner:
-        raise click.UsageError("--runner-option goes with --runner")
-    beam = checked(pipeline_flags, runner, workers=workers, options=runner_options) if runner else ()
+    beam = beam_flags(pipeline_flags, options, workers=workers)
 
     index = read_dataset(dataset)
     settings = checked(sample_settings, options, preset)

@@ -51,6 +51,7 @@ def demo_command(out: Path) -> None:
 @setting(Supervised, "patience_of")
 @setting(Supervised, "postprocessing")
 @setting(TrainConfig, "precision")
+@setting(TrainConfig, "devices")
 @setting(TrainConfig, "seed")
 @click.option(
     "--option", "model_options", multiple=True, metavar="NAME=VALUE", help="option of the model, e.g. filters=16"
@@ -99,15 +100,20 @@ def fit_command(source: Path, run: Path, preset: str | None, scale: str, start: 
     if propagation and (many or few["labels"] is not None):
         raise click.UsageError("--propagation is for a network that carries masks, trained on a dataset or records")
     if many:
-        if start is not None or given({key: settings.get(key) for key in ("left_out", "subjects")}):
-            raise click.UsageError(f"--from, --left-out and --subjects are for one network; {preset} trains many")
+        if start is not None or given({key: settings.get(key) for key in ("left_out", "subjects", "devices")}):
+            raise click.UsageError(
+                f"--from, --left-out, --subjects and --devices are for one network; {preset} trains many"
+            )
         cascade = checked(parse_options, cascade, "--cascade")
         chosen = {"preset": preset, "scale": scale}
         fit_networks(source, run, settings, recipe, cascade=cascade, only=only, resume=resume, **chosen)
         return
     if few["labels"] is not None:
-        if start is not None or given({key: settings.get(key) for key in ("fold", "left_out", "subjects")}):
-            raise click.UsageError("--from, --fold, --left-out and --subjects are not for a few slices of one scan")
+        others = ("fold", "left_out", "subjects", "devices")
+        if start is not None or given({key: settings.get(key) for key in others}):
+            raise click.UsageError(
+                "--from, --fold, --left-out, --subjects and --devices are not for a few slices of one scan"
+            )
         config = checked(plan_training, settings, recipe=recipe, preset=preset, scale=scale)
         fit_few_slices(source, run, config, few, resume=resume)
         return
@@ -118,6 +124,9 @@ def fit_command(source: Path, run: Path, preset: str | None, scale: str, start: 
     try:
         say = functools.partial(_note, bar)
         checked(fit, source, run, config, propagation=carrying, start=start, resume=resume, progress=bar, say=say)
+        if not (run / "about.json").exists():
+            click.echo(f"{run}: trained; the first machine keeps it")
+            return
     finally:
         bar.close()
     about = read_json(run / "about.json")

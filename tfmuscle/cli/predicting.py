@@ -5,9 +5,11 @@ from typing import Any
 
 import click
 
-from tfmuscle.cli.base import FOLDER, Bar, checked, command, finish, parse_options
+from tfmuscle.cli.base import FOLDER, Bar, beam_flags, checked, command, finish, parse_options, runner_options
 from tfmuscle.folds import PARTS
 from tfmuscle.quiet import quiet_start
+
+SECONDS = click.FloatRange(0, 1e6, min_open=True)
 
 
 @command(name="predict")
@@ -35,21 +37,34 @@ from tfmuscle.quiet import quiet_start
 )
 @click.option(
     "--engine",
-    type=click.Choice(["keras", "auto", "xla", "saved_model", "onnx", "openvino", "litert"]),
+    type=click.Choice(["keras", "auto", "xla", "saved_model", "onnx", "openvino", "litert", "tensorrt"]),
     default="keras",
     show_default=True,
     help="what runs the network; auto: the fastest that is installed, which is the default for a bundle",
 )
 @click.option("--roi", multiple=True, metavar="NAME", help="of a cascade: only this muscle or group; repeatable")
 @click.option("--cascade", multiple=True, metavar="NAME=VALUE", help="setting of a cascade, e.g. boxes=1 or box_seed=3")
+@click.option("--server", metavar="ADDRESS", help="ask it, grpc://HOST:8500/NAME or http://HOST:8501/NAME; -m: bundle")
+@click.option(
+    "--send",
+    type=click.Choice(["auto", "scan", "windows"]),
+    default="auto",
+    show_default=True,
+    help="to a server: the scan as it is, or prepared windows; auto: the scan where it is small enough",
+)
+@click.option("--deadline", type=SECONDS, default=60.0, show_default=True, help="seconds for a request to a server")
+@click.option("--patience", type=SECONDS, default=600.0, show_default=True, help="seconds with all its repetitions")
+@runner_options("processes of --runner direct")
 @click.option("--resume", is_flag=True, help="keep predictions that are there")
 def predict_command(
     runs: tuple[Path, ...], source: Path, out: Path, part: str | None, mirror: bool, **settings: Any
 ) -> None:
     """Segment scans; every output lies on exactly its scan's grid."""
     with quiet_start():
+        from tfmuscle.workflows.beam import pipeline_flags
         from tfmuscle.workflows.predicting import PredictOptions, predict
 
+    settings["beam"] = beam_flags(pipeline_flags, settings, workers=settings.pop("workers"))
     options = PredictOptions(**settings | {"cascade": checked(parse_options, settings["cascade"], "--cascade")})
     result = predict(runs, source, out, part=part, mirror=mirror, options=options, progress=Bar())
     for warning in result.warnings:

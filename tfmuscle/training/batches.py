@@ -24,6 +24,7 @@ import tensorflow as tf
 
 from tfmuscle.augmentation import augment, get_recipe
 from tfmuscle.config import DataSpec, TrainConfig
+from tfmuscle.labels import IGNORE
 from tfmuscle.records import load_samples
 from tfmuscle.training.boxes import random_boxes
 from tfmuscle.training.patches import SEED_LIMIT, random_patches, seed_of
@@ -48,9 +49,24 @@ def epoch_steps(num_samples: int, config: TrainConfig) -> int:
 
 
 def training_batches(
-    paths: Sequence[Path], spec: DataSpec, config: TrainConfig, *, first_epoch: int = 0, steps: int
+    paths: Sequence[Path],
+    spec: DataSpec,
+    config: TrainConfig,
+    *,
+    first_epoch: int = 0,
+    steps: int,
+    machine: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
     """Returns the batches of all epochs from `first_epoch` on, one after the other, `steps` each.
+
+    Args:
+        paths: shards.
+        spec: how scans became samples.
+        config: batch size, seed, transforms.
+        first_epoch: epochs that are done.
+        steps: batches of an epoch.
+        machine: of several, the number of this one and how many there are: it makes its part of every batch, and as
+            many parts as there are machines follow each other in what is called a batch here.
 
     Yields:
         `image` `(B, *spec.input_shape)` float32 and `labels` `(B, *spec.label_shape, 1)` int32.
@@ -59,6 +75,12 @@ def training_batches(
     by_scan = _by_scan(config)
     source = _DRAWN.get(spec.patches, _mixed_samples)
     samples_of = source(paths, spec, config, count=steps * config.batch_size)
+
+    index, machines = machine
+    part = config.batch_size // machines
+
+    def is_ours(number: tf.Tensor, *_: tf.Tensor) -> tf.Tensor:
+        return number % config.batch_size // part == index
 
     def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         def transformed(number: tf.Tensor, image: tf.Tensor, labels: tf.Tensor, scan: tf.Tensor):
@@ -70,10 +92,19 @@ def training_batches(
             return image, labels[..., None]
 
         samples = samples_of(epoch).enumerate()
+        samples = samples.filter(is_ours) if machines > 1 else samples
         return samples.map(lambda n, parts: transformed(n, *parts), num_parallel_calls=tf.data.AUTOTUNE)
 
     epochs = tf.data.Dataset.range(first_epoch, config.epochs + 1)  # one more than is drawn: Keras warns of an end
-    return epochs.flat_map(one_epoch).batch(config.batch_size).prefetch(BATCHES_AHEAD)
+    batches = epochs.flat_map(one_epoch).batch(config.batch_size).prefetch(BATCHES_AHEAD)
+    return batches.with_options(_sharing(tf.data.experimental.AutoShardPolicy.OFF))
+
+
+def _sharing(policy: tf.data.experimental.AutoShardPolicy) -> tf.data.Options:
+    """How batches are shared out among machines: not at all, because they are parts already, or part by part."""
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = policy
+    return options
 
 
 def _by_scan(config: TrainConfig) -> bool:
@@ -112,8 +143,19 @@ def _numbered(files: tf.Tensor, spec: DataSpec, scan: tf.Tensor | int) -> tf.dat
     return load_samples(files, spec).map(lambda image, labels: (image, labels, tf.cast(scan, tf.int64)))
 
 
-def validation_batches(paths: Sequence[Path], spec: DataSpec, batch_size: int, *, num_samples: int) -> tf.data.Dataset:
-    """Returns the samples of `paths` once, in order, never augmented; `num_samples` tells Keras where they end."""
+def validation_batches(
+    paths: Sequence[Path], spec: DataSpec, batch_size: int, *, num_samples: int, full: bool = False
+) -> tf.data.Dataset:
+    """Returns the samples of `paths` once, in order, never augmented; `num_samples` tells Keras where they end.
+
+    With `full` the last batch is filled up with samples of unknown labels, which count nowhere, so that it can be
+    shared out like the others.
+    """
     samples = load_samples([str(path) for path in paths], spec)
+    if full:
+        missing = -num_samples % batch_size
+        unknown = samples.map(lambda image, labels: (image, tf.fill(tf.shape(labels), tf.cast(IGNORE, labels.dtype))))
+        samples = samples.concatenate(unknown.take(1).repeat(missing))
     batches = samples.map(lambda image, labels: (image, labels[..., None])).batch(batch_size).prefetch(2)
+    batches = batches.with_options(_sharing(tf.data.experimental.AutoShardPolicy.DATA))
     return batches.apply(tf.data.experimental.assert_cardinality(-(-num_samples // batch_size)))

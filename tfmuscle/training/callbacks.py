@@ -97,7 +97,7 @@ class Recorder(keras.callbacks.Callback):
         # Dropout must not depend on how often it was drawn before, or a resumed run would differ.
         layers = flat_layers(self.model)
         for number, layer in enumerate(layers):
-            if isinstance(layer, keras.layers.Dropout):
+            if isinstance(layer, keras.layers.Dropout) and layer.rate > 0:  # one that drops nothing draws nothing
                 layer.seed_generator.state.assign([self.config.seed, epoch * len(layers) + number])
 
     def on_train_batch_end(self, batch: int, logs=None) -> None:
@@ -149,6 +149,7 @@ class RampLoss(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs=None) -> None:
         """Sets the weights; training and validation of an epoch have the same."""
         for loss in keras.tree.flatten(self.model.loss):  # one for each output
+            loss = getattr(loss, "inner", loss)  # of several devices
             if isinstance(loss, Composite):
                 loss.at_epoch(epoch)
 

@@ -14,8 +14,10 @@ The run folder holds everything prediction needs and says how it came about:
     state/  tensorboard/                backup of the newest epoch (removed at the end), logs
 """
 
+import contextlib
 import math
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +37,7 @@ from tfmuscle.losses.voxelwise import DATASET_WEIGHTS, inverse_frequencies
 from tfmuscle.postprocessing import CLEANING_FILE, recipe_cleaning
 from tfmuscle.records import RecordIndex, check_shard, load_spec, read_index
 from tfmuscle.report import figure_png, training_curves
+from tfmuscle.training import distribution
 from tfmuscle.training.batches import epoch_steps, training_batches, validation_batches
 from tfmuscle.training.callbacks import (
     Backup,
@@ -52,6 +55,8 @@ from tfmuscle.training.optimisers import make_optimiser
 from tfmuscle.training.schedule import best_epoch, curves, should_stop
 from tfmuscle.training.transfer import TRANSFER_FILE, begin, identify
 
+ABOUT_FILE = "about.json"
+"""Says that a run is complete, and how it came about."""
 STAGES_FOLDER = "stages"
 """Folder in a run for the trainings that went before it (`workflows.staging`)."""
 
@@ -89,19 +94,28 @@ def fit(
     models.check_spec(config.model, spec, **model_options(config))
     check_comparable(config, num_folds=spec.folds)
     split = split_of(index, spec, config)
+    strategy = distribution.strategy_of(config.devices)
+    distribution.check_shares(config, strategy)
     check_shards(index, spec, split["train"] + split["validation"])
-    if prepare(run, spec, config, split, start=None if start is None else Path(start), resume=resume):
+    is_chief = distribution.is_chief(strategy)
+    if not is_chief:
+        if resume and (run / ABOUT_FILE).exists():
+            return run
+    elif prepare(run, spec, config, split, start=None if start is None else Path(start), resume=resume):
         return run
-    write_json(run / RECORDS_FILE, {"records": str(records.resolve())})
-    if cleaning := recipe_cleaning(config.recipe.postprocessing, spec.label_map):
-        cleaning.save(run / CLEANING_FILE)
+    else:
+        write_json(run / RECORDS_FILE, {"records": str(records.resolve())})
+        if cleaning := recipe_cleaning(config.recipe.postprocessing, spec.label_map):
+            cleaning.save(run / CLEANING_FILE)
     keras.utils.set_random_seed(config.seed)
-    model = _compiled(spec, config, _dataset_weights(index, split["train"]))
     shards = {part: _shards(index, split[part]) for part in ("train", "validation")}
-    history = restore(model, run)
-    if not history and (run / TRANSFER_FILE).exists():
-        begin(model, run, spec, config, validation=shards["validation"], say=say or _silent)
-    _train(model, run, spec, config, shards=shards, history=history, progress=progress)
+    with strategy.scope():
+        model = _compiled(spec, config, _dataset_weights(index, split["train"]))
+        history = restore(model, run)
+        if not history and (run / TRANSFER_FILE).exists():
+            begin(model, run, spec, config, validation=shards["validation"], say=say or _silent)
+    with contextlib.nullcontext(run) if is_chief else tempfile.TemporaryDirectory() as kept:
+        _train(model, Path(kept), spec, config, shards=shards, history=history, progress=progress)
     return run
 
 
@@ -117,14 +131,28 @@ def _train(
 ) -> None:
     paths = {part: [path for path, _ in shards[part].values()] for part in shards}
     samples = {part: sum(count for _, count in shards[part].values()) for part in shards}
-    steps = epoch_steps(samples["train"], config)
-    batches = training_batches(paths["train"], spec, config, first_epoch=len(history), steps=steps)
-    train_epochs(
-        model,
-        with_coarse_labels(batches, model, spec),
-        Recorder(run, config, history, steps=steps, progress=progress),
-        validation=_validation(model, paths["validation"], spec, config, samples["validation"]),
+    steps, strategy = epoch_steps(samples["train"], config), distribution.strategy_of(config.devices)
+    batches = training_batches(
+        paths["train"],
+        spec,
+        config,
+        first_epoch=len(history),
+        steps=steps,
+        machine=distribution.machine(strategy),
     )
+    batches = with_coarse_labels(batches, model, spec)
+    distribution.ready(model, batches, strategy)
+    try:
+        train_epochs(
+            model,
+            batches,
+            Recorder(run, config, history, steps=steps, progress=progress),
+            validation=_validation(model, paths["validation"], spec, config, samples["validation"]),
+        )
+    except distribution.LOST as error:
+        if config.devices == "machines":
+            raise distribution.lost(error) from error
+        raise
 
 
 def train_epochs(
@@ -216,7 +244,7 @@ def prepare(
     if (run / "train.json").exists():
         for name, content in wanted.items():
             wanted[name] = _unchanged(run / name, content)
-        if (run / "about.json").exists():
+        if (run / ABOUT_FILE).exists():
             return True
     elif start is None:
         (run / TRANSFER_FILE).unlink(missing_ok=True)  # of a start that was given up
@@ -261,7 +289,9 @@ def _validation(
 ) -> tf.data.Dataset | None:
     if not paths:
         return None
-    return with_coarse_labels(validation_batches(paths, spec, config.batch_size, num_samples=num_samples), model, spec)
+    full = config.devices != "one"
+    batches = validation_batches(paths, spec, config.batch_size, num_samples=num_samples, full=full)
+    return with_coarse_labels(batches, model, spec)
 
 
 def _compiled(spec: DataSpec, config: TrainConfig, dataset_weights: list[float]) -> keras.Model:
@@ -276,6 +306,8 @@ def _compiled(spec: DataSpec, config: TrainConfig, dataset_weights: list[float])
         options["class_weights"] = dataset_weights
     own = [layer for layer in model.layers if isinstance(layer, ParametricTversky)]  # a loss whose weights are learned
     loss = own[0].loss if own else get_loss(config.recipe.loss, **options)
+    if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+        loss = distribution.SharedLoss(loss)
     dice = [ForegroundDice(spec.num_classes)]
     outputs = list(output_shapes(model))
     model.compile(
@@ -327,5 +359,5 @@ def finish(
         "best_validation_dice": history[best].get("val_dice", math.nan),
         "parameters": model.count_params(),
     }
-    write_json(run / "about.json", about)
+    write_json(run / ABOUT_FILE, about)
     shutil.rmtree(run / "state", ignore_errors=True)

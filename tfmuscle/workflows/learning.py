@@ -132,6 +132,7 @@ def fit(
     source, run = Path(source), Path(run)
     if not source.is_dir():
         raise DataError(f"{source}: there is no such folder; give records made by build-records, or a dataset")
+    _check_devices(config, source, propagation or plan_propagation(config), start)
     if (source / "spec.json").exists():
         records, spec = source, load_spec(source)
     else:
@@ -155,6 +156,21 @@ def fit(
         return fit_propagation(records, run, config, propagation, resume=resume, progress=progress)
     start = None if start is None else Path(start)
     return fit_stages(records, run, stages, start=start, resume=resume, progress=progress, say=say)
+
+
+def _check_devices(
+    config: TrainConfig, source: Path, propagation: Propagation | None, start: str | Path | None
+) -> None:
+    """Refuses what cannot be shared out among devices, and joins the machines before TensorFlow computes anything."""
+    if config.devices == "one":
+        return
+    if propagation is not None:
+        raise DataError(f"{source}: {config.model} carries masks, slice after slice, on one device; no --devices")
+    if config.devices == "machines" and not (source / "spec.json").exists():
+        raise DataError(f"{source}: several machines train on records; make them once with build-records")
+    if config.devices == "machines" and (start is not None or len(stages_of(config)) > 1):
+        raise DataError(f"{source}: stages and --from are for one machine; use --devices all, or leave it out")
+    training.strategy_of(config.devices)
 
 
 def _check_fit(config: TrainConfig, spec: DataSpec, records: Path, propagation: Propagation | None) -> None:

@@ -21,10 +21,12 @@ from tfmuscle.files import read_json, sha256
 from tfmuscle.io import VOLUME_SUFFIXES, case_files, read_label_image
 from tfmuscle.postprocessing import CLEANING_FILE, Cleaning, clean, recipe_cleaning
 from tfmuscle.preprocessing import find_midline
+from tfmuscle.serving import Patience
 from tfmuscle.training.callbacks import read_history
 from tfmuscle.training.schedule import curves
 from tfmuscle.volume import Volume
 from tfmuscle.workflows.bundles import BundleNetwork
+from tfmuscle.workflows.served import served
 
 OF_PREDICTION = ("boxes", "box_seed", "fusion", "placing", "telling_sides")
 """Settings of a cascade that its networks need not be trained for anew."""
@@ -42,6 +44,11 @@ class PredictOptions:
         resume: keep predictions that are there.
         roi: of a cascade: muscles, structures or groups to find; all without any.
         cascade: of a cascade: fields of `config.Cascade` that go before those it was trained with, of `OF_PREDICTION`.
+        server: address of a server that runs the bundle's network, e.g. grpc://127.0.0.1:8500/bones.
+        send: how scans are sent to it, one of `served.WAYS`.
+        deadline: seconds that it may take for one request.
+        patience: seconds for a request with its repetitions.
+        beam: flags from `beam.pipeline_flags`; without any, this process labels one scan after the other.
     """
 
     prior: str | Path | None = None
@@ -50,9 +57,14 @@ class PredictOptions:
     resume: bool = False
     roi: tuple[str, ...] = ()
     cascade: Mapping[str, Any] = field(default_factory=dict)
+    server: str | None = None
+    send: str = "auto"
+    deadline: float = 60.0
+    patience: float = 600.0
+    beam: tuple[str, ...] = ()
 
 
-def opened(paths: Sequence[str | Path], options: PredictOptions) -> "Network | CascadeNetwork | BundleNetwork":
+def opened(paths: Sequence[str | Path], options: PredictOptions) -> "AnyNetwork":
     """Opens run folders, folders of cross-validation, a cascade, or a bundle.
 
     Raises:
@@ -64,6 +76,8 @@ def opened(paths: Sequence[str | Path], options: PredictOptions) -> "Network | C
             f"{bundles[0]}: is a bundle, which makes no ensemble with others; give it alone, without --roi, --cascade"
             " and --prior"
         )
+    if options.server is not None:
+        return _served(paths, options)
     if bundles:
         engine = "auto" if options.engine == "keras" else options.engine  # a bundle holds no Keras network
         return BundleNetwork.opened(bundles[0], engine=engine, postprocess=options.postprocess)
@@ -81,6 +95,15 @@ def opened(paths: Sequence[str | Path], options: PredictOptions) -> "Network | C
             f"{paths[0]}: is no cascade, and finds all of its structures at once; leave out --roi and --cascade"
         )
     return Network.opened(paths, options)
+
+
+def _served(paths: Sequence[str | Path], options: PredictOptions) -> BundleNetwork:
+    if not is_bundle(paths[0]) or options.engine != "keras":
+        raise DataError(
+            f"{paths[0]}: with --server give the bundle that is served, or a copy of its JSON files, and no --engine"
+        )
+    patience = Patience(options.deadline, options.patience)
+    return served(paths[0], str(options.server), patience, send=options.send, postprocess=options.postprocess)
 
 
 @dataclass(frozen=True, eq=False)
@@ -375,3 +398,7 @@ def _name(run: inference.Run) -> str:
     """Names a run by its folder; one of a cross-validation by preset and fold too."""
     parts = run.path.resolve().parts
     return "/".join(parts[-3:] if parts[-2].startswith("fold_") else parts[-1:])
+
+
+AnyNetwork = Network | CascadeNetwork | BundleNetwork
+"""Whatever `opened` returns."""

@@ -11,19 +11,19 @@ and which runs, cleaning and engine made them; `evaluate` reads it, so that a su
 the tables.
 """
 
-import time
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tfmuscle.errors import DataError
 from tfmuscle.files import provenance, read_json, write_json
-from tfmuscle.io import VOLUME_SUFFIXES, write_volume
+from tfmuscle.io import VOLUME_SUFFIXES
 from tfmuscle.subjects import Subject, read_dataset, read_scans
 from tfmuscle.workflows.building import Progress
-from tfmuscle.workflows.bundles import BundleNetwork
-from tfmuscle.workflows.networks import CascadeNetwork, Network, PredictOptions, opened
+from tfmuscle.workflows.networks import AnyNetwork, PredictOptions, opened
+from tfmuscle.workflows.scan_jobs import ScanJob, label_on_beam, label_scan
 
 __all__ = ["PredictOptions", "PredictResult", "predict"]
 
@@ -32,6 +32,8 @@ WRITTEN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 PROGRESS_STEPS = 100
 """Steps of the progress per scan."""
 PREDICTIONS_FILE = "predictions.json"
+Keep = Callable[[Mapping[str, dict[str, Any]], Mapping[str, Any]], dict[str, str]]
+"""Keeps what is known of the scans, by subject, and says which failed."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def predict(
         part: only the subjects of the dataset that were `folds.PARTS`: "train", "validation", "left_out" or
             "test" when the runs were trained.
         mirror: average over mirrored copies, exchanging left and right.
-        options: prior, cleaning, engine, roi, and whether to go on with what is there.
+        options: prior, cleaning, engine, roi, whether to go on with what is there, and whether Beam does the work.
         progress: called with (steps done, steps in all, subject), `PROGRESS_STEPS` a scan.
 
     Raises:
@@ -86,32 +88,54 @@ def predict(
     if not single:
         _claim_predictions(folder / PREDICTIONS_FILE, description, resume=options.resume)
     paths = {subject.subject_id: out if single else folder / f"{subject.subject_id}.nii.gz" for subject in subjects}
-    failures: dict[str, str] = {}
-    seconds = dict(earlier.get("seconds", {}))
-    for number, subject in enumerate(subjects):
-        started, path = time.monotonic(), paths[subject.subject_id]
-        try:
-            _check_overwriting(path, subject)
-            if not (options.resume and path.exists()):
-                windows = _within(progress, number, len(subjects), subject.subject_id)
-                image = subject.read_image()
-                write_volume(path, network.labels(image, subject.subject_id, mirror=mirror, progress=windows))
-                seconds[subject.subject_id] = round(time.monotonic() - started, 2)
-        except DataError as error:
-            failures[subject.subject_id] = str(error)
-        if not single:  # after every scan, so that a kill loses nothing that is known of those before
-            known = {key: earlier.get(key, {}) | value for key, value in network.details().items()}
-            write_json(folder / PREDICTIONS_FILE, description | known | {"seconds": seconds, "failures": failures})
-        if progress is not None:
-            progress((number + 1) * PROGRESS_STEPS, len(subjects) * PROGRESS_STEPS, subject.subject_id)
+    networks = (Path(run),) if isinstance(run, str | Path) else tuple(map(Path, run))
+    jobs = [ScanJob(networks, options, mirror, subject, paths[subject.subject_id]) for subject in subjects]
+    keep = functools.partial(_keep, None if single else folder / PREDICTIONS_FILE, description, earlier)
+    failures = _on_beam(jobs, keep, progress) if options.beam else _here(network, jobs, keep, progress)
     warnings = (*network.warnings, *_known(network, part, source, list(paths)))
     written = {subject_id: path for subject_id, path in paths.items() if subject_id not in failures}
     return PredictResult(folder, written, failures, warnings, network.is_reduced)
 
 
-def _known(
-    network: Network | CascadeNetwork | BundleNetwork, part: str | None, source: str | Path, subjects: list[str]
-) -> list[str]:
+def _here(network: AnyNetwork, jobs: Sequence[ScanJob], keep: Keep, progress: Progress | None) -> dict[str, str]:
+    """Labels one scan after the other; what is known is kept after each, so that a kill loses nothing."""
+    notes: dict[str, dict[str, Any]] = {}
+    for number, job in enumerate(jobs):
+        subject_id = job.subject.subject_id
+        notes[subject_id] = label_scan(network, job, _within(progress, number, len(jobs), subject_id))
+        failures = keep(notes, network.details())
+        if progress is not None:
+            progress((number + 1) * PROGRESS_STEPS, len(jobs) * PROGRESS_STEPS, subject_id)
+    return failures
+
+
+def _on_beam(jobs: Sequence[ScanJob], keep: Keep, progress: Progress | None) -> dict[str, str]:
+    notes = label_on_beam(jobs, progress)
+    details: dict[str, Any] = {}
+    for note in notes.values():
+        for key, value in note.get("details", {}).items():
+            details.setdefault(key, {}).update(value)
+    return keep(notes, details)
+
+
+def _keep(
+    path: Path | None,
+    description: dict[str, Any],
+    earlier: dict[str, Any],
+    notes: Mapping[str, dict[str, Any]],
+    details: Mapping[str, Any],
+) -> dict[str, str]:
+    """Writes what is known of the scans into `predictions.json`; returns those that failed, and why."""
+    failures = {subject_id: note["failure"] for subject_id, note in notes.items() if "failure" in note}
+    seconds = {subject_id: note["seconds"] for subject_id, note in notes.items() if "seconds" in note}
+    if path is not None:
+        known = {key: earlier.get(key, {}) | value for key, value in details.items()}
+        seconds = earlier.get("seconds", {}) | seconds
+        write_json(path, description | known | {"seconds": seconds, "failures": failures})
+    return failures
+
+
+def _known(network: AnyNetwork, part: str | None, source: str | Path, subjects: list[str]) -> list[str]:
     """Warns when scans of a dataset have names of those that trained the network: figures of them would be too good."""
     if part is not None or not (Path(source) / "dataset.json").exists():
         return []
@@ -135,11 +159,6 @@ def _is_one_file(out: Path, num_subjects: int) -> bool:
     return single
 
 
-def _check_overwriting(path: Path, subject: Subject) -> None:
-    if path.resolve() in {image.resolve() for image in subject.images}:
-        raise DataError(f"{path}: is the scan itself, which the labels would overwrite; name another output")
-
-
 def _within(progress: Progress | None, number: int, total: int, note: str) -> Callable[[int, int], None] | None:
     """Turns the windows of one scan into steps of the whole job."""
     if progress is None:
@@ -151,7 +170,7 @@ def _within(progress: Progress | None, number: int, total: int, note: str) -> Ca
     return windows
 
 
-def _sources(source: Path, network: Network | CascadeNetwork | BundleNetwork, part: str | None) -> tuple[Subject, ...]:
+def _sources(source: Path, network: AnyNetwork, part: str | None) -> tuple[Subject, ...]:
     is_dataset = (source / "dataset.json").exists()
     if part is None:
         return read_dataset(source).subjects if is_dataset else read_scans(source, network.channels)
@@ -190,8 +209,6 @@ def _claim_predictions(path: Path, description: dict[str, Any], *, resume: bool)
     write_json(path, description)
 
 
-def _description(
-    network: Network | CascadeNetwork | BundleNetwork, part: str | None, mirror: bool, subjects: list[str]
-) -> dict[str, Any]:
+def _description(network: AnyNetwork, part: str | None, mirror: bool, subjects: list[str]) -> dict[str, Any]:
     asked = {"part": part or "all scans given", "mirror": mirror, "made_with": provenance(), "subjects": subjects}
     return network.description() | asked

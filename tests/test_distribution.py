@@ -1,0 +1,108 @@
+"""Several devices and machines learn what one device would."""
+
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tfmuscle.files import read_json
+
+# A plain mean over voxels and steps in proportion to the gradient: what devices share must add up to rounding.
+FIT = (
+    "fit", "--model", "unet2d", "--option", "filters=4", "--option", "dropout=0", "--loss", "cross_entropy",
+    "--augmentation", "none", "--no-mirror", "--optimiser", "sgd", "--learning-rate", "0.01", "--batch-size", "4",
+    "--steps", "3", "--epochs", "2",
+)  # fmt: skip
+COMMAND = "from tfmuscle.cli import main; main()"
+TWO_PROCESSORS = """
+import tensorflow as tf
+processor = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * 2)
+from tfmuscle.cli import main
+main()
+"""
+
+
+def start(*words, cluster=None, code=None):
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_NUM_INTRAOP_THREADS": "1"}
+    environment |= {} if cluster is None else {"TF_CONFIG": json.dumps(cluster)}
+    command = [sys.executable, "-c", code or COMMAND]
+    return subprocess.Popen(
+        [*command, *map(str, words)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for found in sockets:
+        found.bind(("127.0.0.1", 0))
+    ports = [found.getsockname()[1] for found in sockets]
+    for found in sockets:
+        found.close()
+    return ports
+
+
+def clusters(count):
+    workers = [f"127.0.0.1:{port}" for port in free_ports(count)]
+    return [{"cluster": {"worker": workers}, "task": {"type": "worker", "index": n}} for n in range(count)]
+
+
+def history(run):
+    with (run / "history.csv").open(newline="") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def agree(run, other):
+    """Losses and Dice of all epochs are the same to rounding, so that the weights went the same way."""
+    for mine, theirs in zip(history(run), history(other), strict=True):
+        for key in ("loss", "dice", "val_dice"):
+            assert mine[key] == pytest.approx(theirs[key], abs=2e-3), key
+
+
+@pytest.fixture(scope="module")
+def single(tiny_records, tmp_path_factory):
+    run = tmp_path_factory.mktemp("single") / "run"
+    process = start(*FIT, "-i", tiny_records, "-o", run)
+    output = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return run
+
+
+def test_two_devices_of_a_machine_learn_what_one_does(single, tiny_records, tmp_path):
+    process = start(*FIT, "-i", tiny_records, "-o", tmp_path / "run", "--devices", "all", code=TWO_PROCESSORS)
+    output = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    agree(tmp_path / "run", single)
+    assert read_json(tmp_path / "run" / "train.json")["devices"] == "all"
+
+
+def test_two_machines_learn_what_one_does_and_the_first_keeps_the_run(single, tiny_records, tmp_path):
+    run = tmp_path / "run"
+    words = (*FIT, "-i", tiny_records, "-o", run, "--devices", "machines")
+    processes = [start(*words, cluster=cluster) for cluster in clusters(2)]
+    outputs = [process.communicate(timeout=500) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    agree(run, single)
+    assert (run / "about.json").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def test_a_lost_machine_is_said_and_the_rest_can_go_on(single, tiny_records, tmp_path):
+    run = tmp_path / "run"
+    words = (*FIT, "--epochs", "200", "-i", tiny_records, "-o", run, "--devices", "machines")
+    chief, other = (start(*words, cluster=cluster) for cluster in clusters(2))
+    waited = time.monotonic() + 300
+    while not list((run / "state").glob("epoch-*.weights.h5")):
+        assert chief.poll() is None and time.monotonic() < waited, chief.communicate(timeout=10)
+        time.sleep(0.2)
+    other.kill()
+    other.communicate()
+    errors = chief.communicate(timeout=300)[1]
+    assert chief.returncode == 1
+    assert "another machine has gone" in errors and "--resume" in errors
+    assert history(run)

@@ -1,0 +1,127 @@
+"""The labels of one scan as a job: done here one after another, or anywhere by Apache Beam.
+
+Thousands of scans on many machines: each worker opens the networks once and labels whatever scans it is handed, one at
+a time. A job writes its labels whole or not at all and leaves finished ones alone when the user resumes; what became of
+it stands in a note beside them, `notes/<subject>.json`, because Beam brings nothing back. `predict` gathers the notes
+into `predictions.json` and removes them. All machines must see networks, scans and labels under the same paths.
+"""
+
+import dataclasses
+import functools
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfmuscle.errors import DataError
+from tfmuscle.files import read_json, write_json
+from tfmuscle.io import write_volume
+from tfmuscle.subjects import Subject
+from tfmuscle.workflows.beam import map_on_beam
+from tfmuscle.workflows.building import Progress
+from tfmuscle.workflows.networks import AnyNetwork, PredictOptions, opened
+
+if TYPE_CHECKING:
+    from tfmuscle.inference import Progress as Windows
+
+NOTES_FOLDER = "notes"
+_ONE_AT_A_TIME = threading.Lock()
+_OPENED: dict[str, AnyNetwork] = {}
+"""The networks that this process has opened, by what they were asked for."""
+
+
+@dataclass(frozen=True)
+class ScanJob:
+    """One scan, where its labels go, and which networks label it."""
+
+    networks: tuple[Path, ...]
+    options: PredictOptions
+    mirror: bool
+    subject: Subject
+    path: Path
+
+    @property
+    def note(self) -> Path:
+        """File that says what became of the job."""
+        return self.path.parent / NOTES_FOLDER / f"{self.subject.subject_id}.json"
+
+
+def label_scan(network: AnyNetwork, job: ScanJob, windows: "Windows | None" = None) -> dict[str, Any]:
+    """Labels a scan and returns its note: seconds that it took, nothing for one that was kept, or why it failed.
+
+    Args:
+        network: the job's, opened.
+        job: scan and output.
+        windows: called with (windows done, windows in all).
+    """
+    started = time.monotonic()
+    try:
+        if job.path.resolve() in {image.resolve() for image in job.subject.images}:
+            raise DataError(f"{job.path}: is the scan itself, which the labels would overwrite; name another output")
+        if job.options.resume and job.path.exists():
+            return {}
+        labels = network.labels(job.subject.read_image(), job.subject.subject_id, mirror=job.mirror, progress=windows)
+        write_volume(job.path, labels)
+    except DataError as error:
+        return {"failure": str(error)}
+    return {"seconds": round(time.monotonic() - started, 2)}
+
+
+def label_on_beam(jobs: Sequence[ScanJob], progress: Progress | None) -> dict[str, dict[str, Any]]:
+    """Has all jobs done by Beam, with the flags of their options; returns their notes by subject.
+
+    Raises:
+        DataError: a worker was killed, or the cluster failed; what is finished is kept.
+    """
+    jobs = [_absolute(job) for job in jobs]
+    _remove_notes(jobs)
+    map_on_beam(_label_and_tell, jobs, jobs[0].options.beam, watch=functools.partial(_watch, jobs, progress))
+    notes = {job.subject.subject_id: read_json(job.note) for job in jobs}
+    _remove_notes(jobs)
+    return notes
+
+
+def _absolute(job: ScanJob) -> ScanJob:
+    """Workers may stand in another folder."""
+    images = tuple(path.absolute() for path in job.subject.images)
+    networks = tuple(path.absolute() for path in job.networks)
+    prior = job.options.prior
+    options = dataclasses.replace(job.options, prior=None if prior is None else Path(prior).absolute())
+    subject = dataclasses.replace(job.subject, images=images)
+    return dataclasses.replace(job, networks=networks, options=options, subject=subject, path=job.path.absolute())
+
+
+def _label_and_tell(job: ScanJob) -> None:
+    with _ONE_AT_A_TIME:  # Beam may hand a process several jobs at once, and the memory is for one scan
+        network = _network(job)
+        note = label_scan(network, job)
+        details = {key: _of(value, job.subject.subject_id) for key, value in network.details().items()}
+    write_json(job.note, note | {"details": details})
+
+
+def _of(value: Mapping[str, Any], subject_id: str) -> dict[str, Any]:
+    return {key: item for key, item in value.items() if key == subject_id}
+
+
+def _network(job: ScanJob) -> AnyNetwork:
+    """Opens the networks of a job, once in a process."""
+    key = repr((job.networks, job.options))
+    if key not in _OPENED:
+        _OPENED.clear()
+        _OPENED[key] = opened(job.networks, job.options)
+    return _OPENED[key]
+
+
+def _watch(jobs: Sequence[ScanJob], progress: Progress | None) -> None:
+    if progress is not None:
+        progress(sum(job.note.exists() for job in jobs), len(jobs), "")
+
+
+def _remove_notes(jobs: Sequence[ScanJob]) -> None:
+    for job in jobs:
+        job.note.unlink(missing_ok=True)
+    folder = jobs[0].note.parent
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
