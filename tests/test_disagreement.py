@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from tfmuscle.disagreement import Opinion, choose_slices, slice_disagreement
+from tfmuscle.disagreement import Opinion, choose_slices, probable_error, slice_disagreement
 from tfmuscle.labels import LabelMap
 from tfmuscle.volume import Geometry, Volume
 
@@ -56,6 +56,22 @@ def test_opinions_that_agree_and_such_as_cannot_be_compared():
     for wrong in ([], [one, other]):
         with pytest.raises(ValueError, match="all on one grid"):
             slice_disagreement(wrong, NAMES, 0)
+
+
+def test_the_mean_of_what_is_disputed_beyond_own_mistakes_and_what_is_expected():
+    differing = np.array([np.nan, 4.0, 9, 20, 1, 12, 30])
+    expected = np.array([np.nan, 0.0, 3, 4, 3, 0, np.nan])
+    found = probable_error(differing, expected, [1, 5])
+    # Own mistakes are 4 on slice 1 and 12 on slice 5: 6, 8 and 10 between, and 12 beyond.
+    assert found[1:].tolist() == [0, (3 + 3) / 2, (12 + 4) / 2, (0 + 3) / 2, 0, 18]
+    assert np.isnan(found[0])
+
+
+def test_a_network_that_found_nothing_leaves_it_to_the_slices():
+    expected = np.array([0.0, 3, 4, 3, 0])
+    assert probable_error(np.full(5, 700.0), expected, [0, 4]).tolist() == (expected / 2).tolist()
+    with pytest.raises(ValueError, match="no slice is drawn; name those that are"):
+        probable_error(expected, expected, [])
 
 
 def test_a_single_peak():

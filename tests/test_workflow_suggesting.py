@@ -11,7 +11,7 @@ from tfmuscle.cli import tfmuscle_group
 from tfmuscle.errors import DataError
 from tfmuscle.files import read_json, write_json
 from tfmuscle.inference import WEIGHTS_FILE
-from tfmuscle.interpolation import interpolate_slices
+from tfmuscle.interpolation import expected_error, interpolate_slices
 from tfmuscle.io import read_label_image, read_volume, write_volume
 from tfmuscle.labelled_slices import LabelledSlices
 from tfmuscle.labels import LabelMap
@@ -24,6 +24,7 @@ from tfmuscle.workflows.slices import SliceLabels, fit_slices
 SHAPE, SPACING = (40, 36, 24), (1.5, 1.5, 5.0)
 DRAWN = (2, 4, 6, 9, 11, 13, 16, 18, 20, 22)
 NETWORK = {"background": 0, "bone": 2, "soleus": 5}
+NAMED = LabelMap({1: "soleus"})
 
 
 def command(*words):
@@ -47,9 +48,7 @@ def case(tmp_path):
 
 
 def shapes(source):
-    return interpolate_slices(
-        read_label_image(source.labels), LabelMap({1: "soleus"}), LabelledSlices(2, DRAWN, SPACING[2])
-    )
+    return interpolate_slices(read_label_image(source.labels), NAMED, LabelledSlices(2, DRAWN, SPACING[2]))
 
 
 @pytest.fixture
@@ -131,8 +130,13 @@ def test_slices_in_dispute_are_suggested(case, networks, tmp_path):
     result = command("suggest", "-m", *runs, "-i", case.scan, "--labels", case.labels, "-o", tmp_path / "next", "-n", 2)
     assert result.exit_code == 0, result.output
     # The network adds 64 pixels to slice 14 and 16 to slice 7, of 2.25 mm² each; one pair of opinions.
-    assert "1: slice 14 along axis 2, at (-0.8, 36.2, 170.0) mm: 144 mm² in dispute, most of it soleus" in result.output
-    assert "2: slice 7 along axis 2, at (-0.8, 36.2, 135.0) mm: 36 mm² in dispute" in result.output
+    # The mean of that and of what the drawn slices tell is what is probably wrong.
+    (told,) = expected_error(read_label_image(case.labels), NAMED, LabelledSlices(2, DRAWN, SPACING[2]))
+    worst, second = (144 + told[14]) / 2, (36 + told[7]) / 2
+    place = "slice 14 along axis 2, at (-0.8, 36.2, 170.0) mm"
+    assert f"1: {place}: {worst:.0f} mm² probably wrong, 144 mm² in dispute, most of it soleus" in result.output
+    place = "slice 7 along axis 2, at (-0.8, 36.2, 135.0) mm"
+    assert f"2: {place}: {second:.0f} mm² probably wrong, 36 mm² in dispute" in result.output
     assert "beyond slices 2 and 22 only one network has an opinion" in result.output
     assert "as it was told" in result.output and "(reduced)" in result.output
     with open(tmp_path / "next/suggested.csv", encoding="utf-8", newline="") as file:
@@ -144,18 +148,26 @@ def test_slices_in_dispute_are_suggested(case, networks, tmp_path):
     with open(tmp_path / "next/disagreement.csv", encoding="utf-8", newline="") as file:
         every = list(csv.DictReader(file))
     assert [row["disagreement_mm2"] for row in every[:3]] == ["nan", "nan", "0.0"]
+    assert float(every[14]["probable_error_mm2"]) == pytest.approx(worst, abs=0.01)
     assert every[14]["soleus (mm2)"] == "144.0"
     assert [int(row["slice"]) for row in every if row["labelled"] == "1"] == list(DRAWN)
     assert (tmp_path / "next/suggested.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_a_network_gets_wrong_on_a_drawn_slice_too_is_not_suggested(case, networks, tmp_path):
+    """It sees a block on slices 11 to 18, of which four are drawn without one; the one on 19 is news."""
+    runs = networks({"a": dict.fromkeys(range(11, 19), 8) | {19: 12}})
+    (row,) = suggesting.suggest(case, runs, tmp_path / "next", count=1).rows
+    assert (row["slice"], row["disagreement_mm2"]) == (19, 324.0)
+
+
 def test_two_networks_have_an_opinion_beyond_the_drawn_slices(case, networks, tmp_path):
-    runs = networks({"a": {0: 4, 7: 4}, "b": {7: 8}})
+    runs = networks({"a": {0: 4, 7: 4}, "b": {7: 12}})
     result = suggesting.suggest(case, runs, tmp_path / "next", count=24)
-    # Slice 7: pixels of the smaller block are given by two of three, of the rest by one; all 64 by 2 of 3 pairs.
+    # Slice 7: pixels of the smaller block are given by two of three, of the rest by one; all 144 by 2 of 3 pairs.
     found = {row["slice"]: row["disagreement_mm2"] for row in result.rows}
     assert found[0] == 16 * 2.25
-    assert found[7] == pytest.approx(64 * 2.25 * 2 / 3)
+    assert found[7] == pytest.approx(144 * 2.25 * 2 / 3)
     assert result.rows[0]["slice"] == 7
     assert set(found) == set(range(24)) - set(DRAWN)
     assert list(result.runs.values()) == runs

@@ -93,7 +93,7 @@ def interpolate_command(labels: Path, out: Path, names: Path | None, listed: str
 @click.option("-o", "--output", "out", type=FOLDER, required=True, help="folder for tables and figure")
 @click.option("-n", "--count", type=click.IntRange(1), default=3, show_default=True, help="slices wanted")
 def suggest_command(runs: tuple[Path, ...], scan: Path, out: Path, count: int, **options: Any) -> None:
-    """Name the next slices worth labelling: where networks and interpolated shapes disagree most."""
+    """Name the next slices worth labelling: where the shapes between drawn ones are probably wrong."""
     with quiet_start():
         from tfmuscle.workflows.suggesting import suggest
 
@@ -110,10 +110,10 @@ def suggest_command(runs: tuple[Path, ...], scan: Path, out: Path, count: int, *
         place = ", ".join(f"{row[f'{letter}_mm']:.1f}" for letter in "xyz")
         click.echo(
             f"{row['rank']}: slice {row['slice']} along axis {row['axis']}, at ({place}) mm:"
-            f" {row['disagreement_mm2']:.0f} mm² in dispute{most}"
+            f" {row['probable_error_mm2']:.0f} mm² probably wrong, {row['disagreement_mm2']:.0f} mm² in dispute{most}"
         )
     reduced = " (reduced)" if result.reduced else ""
-    click.echo(f"{out}: disagreement of {len(result.runs)} network(s) and interpolated shapes{reduced}")
+    click.echo(f"{out}: told by {len(result.runs)} network(s), interpolated shapes and slices left out{reduced}")
 
 
 def _listed(numbers: Any) -> str:

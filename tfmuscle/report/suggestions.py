@@ -35,12 +35,12 @@ def suggestion_figure(
     chosen: Sequence[int],
     title: str = "",
 ) -> Figure:
-    """Draws the disagreement along the scan, and the opinions on the chosen slices.
+    """Draws what is probably wrong along the scan, and the opinions on the chosen slices.
 
     Args:
         image: `(I, J, K)` or `(I, J, K, C)`, of which the first channel is shown.
         opinions: name -> labels on the grid of `image`.
-        score: disagreement of every slice, mm²; NaN leaves a gap.
+        score: area of every slice that is probably wrong, mm²; NaN leaves a gap.
         axis: of the arrays, along which slices follow each other.
         drawn: labelled slices.
         chosen: suggested ones, the most useful first.
@@ -79,7 +79,7 @@ def _draw_curve(axes: Axes, score: np.ndarray, drawn: Sequence[int], chosen: Seq
         axes.axvline(index, color=_MARK, linewidth=1.2, label="suggested" if rank == 1 else None)
         side = (-3, "right") if index > 0.95 * len(score) else (3, "left")
         axes.annotate(str(rank), (index, top), (side[0], 0), ha=side[1], textcoords="offset points", color=_MARK)
-    axes.set(xlabel=f"slice {letter}", ylabel="disagreement (mm²)", xlim=(-0.5, len(score) - 0.5))
+    axes.set(xlabel=f"slice {letter}", ylabel="probably wrong (mm²)", xlim=(-0.5, len(score) - 0.5))
     axes.set_ylim(0, 1.12 * top)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)

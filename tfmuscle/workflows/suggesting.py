@@ -1,7 +1,8 @@
 """A scan, its labelled slices and the networks trained on them say which slices to label next: `suggest`.
 
 Every network labels the scan by itself (an ensemble's mean would hide what they disagree about), and the shapes between
-the labelled slices are one more opinion. What disagreement is, and how slices are chosen by it, says `disagreement.py`.
+the labelled slices are one more opinion. What disagreement is, what follows from it, and how slices are chosen says
+`disagreement.py`.
 
     FOLDER/suggested.csv      the slices to label, the most useful first
     FOLDER/disagreement.csv   all slices, in all and structure by structure
@@ -24,10 +25,10 @@ from typing import Any
 import numpy as np
 
 from tfmuscle import inference
-from tfmuscle.disagreement import Opinion, choose_slices, slice_disagreement
+from tfmuscle.disagreement import Opinion, choose_slices, probable_error, slice_disagreement
 from tfmuscle.errors import DataError
 from tfmuscle.files import atomic_path, read_json, sha256, write_json, write_text
-from tfmuscle.interpolation import interpolate_slices
+from tfmuscle.interpolation import expected_error, interpolate_slices
 from tfmuscle.io import read_label_image
 from tfmuscle.io.label_tables import plain_name
 from tfmuscle.labelled_slices import LabelledSlices, find_slices
@@ -42,6 +43,7 @@ from tfmuscle.workflows.slices import SliceLabels, one_scan, read_slice_labels
 INTERPOLATION = "interpolation"
 _ABOUT = "suggest.json"
 _PLACE = ("slice", "x_mm", "y_mm", "z_mm")
+_AREAS = ("probable_error_mm2", "disagreement_mm2")
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,9 @@ def suggest(
     count: int = 3,
     progress: Progress | None = None,
 ) -> SuggestResult:
-    """Names the next slices worth labelling, by where networks and interpolated shapes disagree.
+    """Names the next slices worth labelling: where interpolated shapes are probably wrong.
+
+    That they are is told by networks which disagree with them, and by labelled slices that are left out.
 
     Args:
         source: scan and labelled slices.
@@ -105,15 +109,18 @@ def suggest(
     opinions = [Opinion(f"network {n}", _in_ids_of(label_map, one, source.labels)) for n, one in enumerate(found, 1)]
     opinions.append(Opinion(INTERPOLATION, shapes, (slices.indices[0], slices.indices[-1])))
     differing = slice_disagreement(opinions, label_map, slices.axis)
-    score = differing.sum(axis=0)
+    expected = expected_error(labels, label_map, slices).sum(axis=0)
+    score = probable_error(differing.sum(axis=0), expected, slices.indices)
     chosen = choose_slices(score, slices.indices, count)
-    rows = _rows(scan, differing, label_map, slices)
+    rows = _rows(scan, differing, score, label_map, slices)
     suggested = [{"rank": rank, "axis": slices.axis} | rows[index] for rank, index in enumerate(chosen, start=1)]
-    write_text(out / "suggested.csv", _csv(suggested, ("rank", "axis", *_PLACE, "disagreement_mm2", "structure")))
+    write_text(out / "suggested.csv", _csv(suggested, ("rank", "axis", *_PLACE, *_AREAS, "structure")))
     areas = map(_column, label_map.structures)
-    write_text(out / "disagreement.csv", _csv(rows, (*_PLACE, "labelled", "disagreement_mm2", *areas)))
+    write_text(out / "disagreement.csv", _csv(rows, (*_PLACE, "labelled", *_AREAS, *areas)))
     reduced = any(one.reduced for one in found)
-    title = f"Where {len(opinions)} opinions differ" + (" (reduced)" if reduced else "")
+    title = f"Where the shapes between drawn slices are probably wrong: {len(opinions)} opinions" + (
+        " (reduced)" if reduced else ""
+    )
     shown = {opinion.name: opinion.labels for opinion in opinions}
     figure = suggestion_figure(scan, shown, score, axis=slices.axis, drawn=slices.indices, chosen=chosen, title=title)
     with atomic_path(out / "suggested.png") as path:
@@ -157,7 +164,9 @@ def _in_ids_of(label_map: LabelMap, found: PredictResult, drawn: Path) -> Volume
     return labels.with_array(relabel(labels.array, table))
 
 
-def _rows(scan: Volume, differing: np.ndarray, label_map: LabelMap, slices: LabelledSlices) -> list[dict[str, Any]]:
+def _rows(
+    scan: Volume, differing: np.ndarray, score: np.ndarray, label_map: LabelMap, slices: LabelledSlices
+) -> list[dict[str, Any]]:
     """Returns a row of the table for every slice."""
     centre = (np.array(scan.geometry.shape) - 1) / 2
     rows = []
@@ -166,7 +175,8 @@ def _rows(scan: Volume, differing: np.ndarray, label_map: LabelMap, slices: Labe
         place = dict(zip(_PLACE[1:], (round(float(x), 3) for x in scan.geometry.world(centre)), strict=True))
         areas = {name: round(float(area), 2) for name, area in zip(label_map.structures, column, strict=True)}
         most = max(areas, key=lambda name: areas[name]) if column.sum() > 0 else ""
-        whole = {"disagreement_mm2": round(float(column.sum()), 2), "structure": most}
+        both = (score[index], column.sum())
+        whole = {name: round(float(area), 2) for name, area in zip(_AREAS, both, strict=True)} | {"structure": most}
         shares = {_column(name): area for name, area in areas.items()}
         rows.append(shares | {"slice": index, "labelled": int(index in slices.indices)} | place | whole)
     return rows
