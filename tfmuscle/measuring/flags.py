@@ -31,6 +31,7 @@ BEYOND_MIDDLE_MM = 10.0
 SMALLEST_PIECE_BEYOND = 0.01
 NEAR_FLOOR = 2.0
 FEWEST_WITH_SIGNAL = 95.0
+LIKE_SIZE = 0.5
 _PIECES_SHOWN = 3
 _FACES = {"S": "upper", "I": "lower", "L": "left", "R": "right", "A": "front", "P": "back"}
 
@@ -145,8 +146,10 @@ def _pieces(one: Structure) -> list[Flag]:
     if share <= SMALLEST_OUTSIDE:
         return []
     shown = pieces[1 : 1 + _PIECES_SHOWN]
-    volumes = ", ".join(f"{piece.volume_ml:.2g} ml" for piece in shown) + (", ..." if len(pieces) > 4 else "")
+    volumes = ", ".join(f"{piece.volume_ml:.2f} ml" for piece in shown) + ", ..." * (len(pieces) > 1 + _PIECES_SHOWN)
     what = f"{len(pieces)} pieces; {100 * share:.1f} % of it is not in the largest ({volumes})"
+    if not one.side and pieces[1].volume_ml > LIKE_SIZE * pieces[0].volume_ml:
+        what += "; are both limbs under one name?"
     return [_flag(one, "pieces", what, (sum(piece.slices) // 2 for piece in shown))]
 
 

@@ -22,7 +22,7 @@ from matplotlib.patches import Patch
 from tfmuscle.labels import LabelMap
 from tfmuscle.metrics import slice_axis
 from tfmuscle.report.figures import plain, rgb
-from tfmuscle.volume import Volume
+from tfmuscle.volume import Geometry, Volume
 
 LEGEND_ENTRIES = 24
 """More structures than this are counted, not named, in a legend."""
@@ -100,6 +100,44 @@ def overlay(
     whys = slices if len(slices) > 1 else dict.fromkeys(slices, "")
     captions = {index: f"{'ijk'[axis]} = {index}" + (f"  {why}" if why else "") for index, why in whys.items()}
     return _panels(scene, captions, view if letters else "", title)
+
+
+def overlay_slices(
+    image: Volume | None,
+    labels: Volume,
+    captions: Mapping[int, str],
+    *,
+    axis: int,
+    label_map: LabelMap,
+    title: str = "",
+    letters: bool = True,
+) -> Figure:
+    """Draws labels over the image in slices that are known.
+
+    Args:
+        image: `(I, J, K)`; None leaves the background black.
+        labels: ids.
+        captions: slice -> what stands above it, beside its number.
+        axis: of the arrays, across which the slices lie.
+        label_map: names and colours.
+        title: above the panels.
+        letters: whether the grid lies in a patient.
+
+    Raises:
+        ValueError: no slice, or image and labels on different grids.
+    """
+    if not captions or (image is not None and not image.geometry.same_grid(labels.geometry)):
+        raise ValueError("pictures of slices need at least one slice, and image and labels on one grid")
+    wanted = sorted(captions)
+
+    def few(volume: Volume) -> Volume:  # a whole limb need not be turned for a handful of slices
+        array = np.take(volume.array, wanted, axis=axis)
+        return Volume(array, Geometry(array.shape[:3], volume.geometry.affine))
+
+    view = VIEWS[labels.geometry.orientation[axis]]
+    scene = _turn(None if image is None else few(image), few(labels), None, view=view, label_map=label_map)
+    texts = [f"{'ijk'[axis]} = {index}" + (f"  {captions[index]}" if captions[index] else "") for index in wanted]
+    return _panels(scene, dict(enumerate(texts)), view if letters else "", title)
 
 
 def _turn(

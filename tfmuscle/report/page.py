@@ -5,6 +5,7 @@ There is no template language: a page is a list of sections, and every string in
 
 import base64
 import html
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +36,8 @@ class Section:
     folded: bool = False
 
 
+_NUMBER = re.compile(r"[+-]?[\d,]*\.?\d+|\u2013|")
+"""Text of a cell that stands in a column of numbers."""
 _LONG = 45
 """Cells with more characters than this may be broken into lines."""
 _STYLE = """
@@ -49,6 +52,13 @@ figure { margin: 1rem 0; } img { max-width: 100%; background: white; border-radi
 figcaption { font-size: .9rem; opacity: .8; overflow-wrap: anywhere; }
 .notice { border: 2px solid var(--warn); border-radius: 6px; padding: 0 1rem 1rem; margin: 1.5rem 0; }
 .notice h2 { margin-top: .6rem; }
+@media print {
+  @page { margin: 14mm 12mm; } :root { color-scheme: light; } body { max-width: none; margin: 0; font-size: 9.5pt; }
+  .wide { overflow: visible; } table { font-size: 7.5pt; } th, td { padding: .12rem .35rem; }
+  td, td.long { white-space: normal; min-width: 0; } td.number { white-space: nowrap; }
+  thead { display: table-header-group; } tr, figure, img { break-inside: avoid; } h2 { break-after: avoid; }
+  img { max-height: 225mm; } details::details-content { content-visibility: visible; display: block; }
+}
 """
 
 
@@ -81,11 +91,15 @@ def _section(section: Section) -> str:
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     columns = list(rows[0])
-    numeric = {name for name in columns if all(isinstance(row.get(name, 0), int | float) for row in rows)}
+    numeric = {name for name in columns if all(_is_number(row.get(name, 0)) for row in rows)}
     head = "".join(f"<th{_class(name in numeric)}>{html.escape(name)}</th>" for name in columns)
     lines = ["".join(_cell(row.get(name, ""), name in numeric) for name in columns) for row in rows]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, str) and _NUMBER.fullmatch(value) is not None)
 
 
 def _class(is_number: bool, is_long: bool = False) -> str:

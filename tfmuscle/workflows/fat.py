@@ -65,7 +65,7 @@ def fat_fraction(
     check_outputs([out, beside], [water, fat, labels, names])
     if Path(water).resolve() == Path(fat).resolve():
         raise DataError(f"{fat}: is given as water and as fat, which makes 50 % everywhere; give two images")
-    one, other = _finite_image(water), _finite_image(fat)
+    one, other = finite_image(water), finite_image(fat)
     try:
         fraction = fraction_of(one, other)
     except ValueError as error:
@@ -84,7 +84,12 @@ def fat_fraction(
     return FatFractionResult(rows, warning if exchanged else "")
 
 
-def _finite_image(path: str | Path) -> Volume:
+def finite_image(path: str | Path) -> Volume:
+    """Reads an image of one channel that holds numbers only.
+
+    Raises:
+        DataError: it is missing or broken, or holds NaN or infinite values.
+    """
     volume = read_volume(path)
     if not np.isfinite(volume.array).all():
         raise DataError(f"{path}: holds NaN or infinite values; replace them by numbers and save again")

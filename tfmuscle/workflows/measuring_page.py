@@ -1,0 +1,165 @@
+"""The page of one subject: what is doubtful first, then numbers, curves and pictures."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from tfmuscle.measuring import Structure
+from tfmuscle.measuring.flags import KINDS
+from tfmuscle.measuring.population import FAR, FEWEST_PEOPLE
+from tfmuscle.report import Section, html_page, rendering
+from tfmuscle.report.measurements import area_figures, flagged_slices, overview
+from tfmuscle.workflows.measuring_subject import MeasureOptions, Measures, flag_rows
+
+TITLE = "tfmuscle: measures"
+_AXES = {
+    "slices": "the normal of the slices",
+    "patient": "foot-head of the patient",
+    "labels": "the long axis of the labels of each side",
+}
+_SHAPE = {
+    "structure": "structure",
+    "volume ml": ("volume_ml", 2),
+    "inner ml": ("inner_ml", 2),
+    "outer ml": ("outer_ml", 2),
+    "length mm": ("length_mm", 1),
+    "largest area cm²": ("max_area_cm2", 2),
+    "in slice": ("max_area_slice", 0),
+    "at % of its length": ("max_area_percent", 0),
+    "at % of the limb": ("max_area_limb_percent", 0),
+    "mean area cm²": ("mean_area_cm2", 2),
+    "pieces": ("pieces", 0),
+    "cut at": "cut",
+}
+_FAT = {
+    "structure": "structure",
+    "FF % (mean of voxels)": ("ff_mean", 1),
+    "sd": ("ff_sd", 1),
+    "median": ("ff_median", 1),
+    "FF % (ratio of sums)": ("ff_of_sums", 1),
+    "% with signal": ("ff_with_signal_percent", 1),
+    "noise floor %": ("ff_floor", 1),
+}
+RULES = """\
+Volume: voxels times their volume. Inner: without the voxels that have a face towards something else. Outer: with all \
+voxels besides that touch the structure with a face. The edge of the scan is no surface.
+Length: from end to end along the limb's axis. Area: volume of a slab across that axis over its thickness; where \
+slices lie across the axis, a slab is a slice. Slices are counted from 0, as in the file.
+Limb: 0 % is its lower end, 100 % its upper end.
+Asymmetry: 100 (left - right) / mean of both, in %, positive when the left side is larger (Robinson et al. 1987); of \
+fat fractions the difference in percentage points.
+For research use; not a medical device."""
+_FAT_RULES = """\
+Fat fraction of a voxel: 100 F / (W + F) of the magnitudes of fat and water, where W + F is above 5 % of its bright \
+end (99th percentile). Mean of voxels: over those; ratio of sums: fat over water and fat, summed over all voxels of \
+the structure.
+It is a fraction of signal, not PDFF, unless the scanner corrected the images. Noise makes magnitudes positive: the \
+noise floor is the fraction that noise alone would show in the structure's fat channel; values near it are too high. \
+Without a floor, air was set to 0 in the images."""
+
+
+def page(measures: Measures, options: MeasureOptions, files: Mapping[str, str]) -> str:
+    """Returns the page.
+
+    Args:
+        measures: of one subject.
+        options: with which it was measured.
+        files: role -> name of what was read.
+    """
+    read, label_map = measures.read, measures.read.label_map
+    sections = [_about(measures, options, files), _doubts(measures)]
+    sections.append(Section("Size", table=[_chosen(row, _SHAPE) for row in measures.rows]))
+    if read.images.fat is not None:
+        sections.append(Section("Fat fraction", text=_FAT_RULES, table=[_chosen(row, _FAT) for row in measures.rows]))
+    if read.images.named:
+        sections.append(Section("Intensities", table=_intensities(measures)))
+    if measures.pairs:
+        sections.append(Section("Left against right", table=_pairs(measures.pairs)))
+    curves = {f"Area across the limb, {n}": figure for n, figure in enumerate(area_figures(measures.structures), 1)}
+    sections.append(Section("Area along the limb", pictures=curves))
+    overlay = overview(read.picture, read.labels, measures.structures, label_map=label_map)
+    sections.append(Section("Slices", pictures={"Four slices along the labels": overlay}))
+    body = rendering(read.labels, label_map=label_map)
+    sections.append(Section("From outside", pictures={"Labels from the front and from the back": body}))
+    sections.append(Section("How it was measured", text=RULES))
+    return html_page(f"{TITLE}, {read.subject}", sections)
+
+
+def _about(measures: Measures, options: MeasureOptions, files: Mapping[str, str]) -> Section:
+    read, grid = measures.read, measures.read.labels.geometry
+    tilt = max(_tilt(one) for one in measures.structures)
+    whole = f"the ends of {options.landmark}" if options.landmark else "the ends of all labels of the side"
+    facts = {
+        **{role: name for role, name in files.items() if role != "names"},
+        "grid": " × ".join(map(str, grid.shape)) + f" voxels of {' × '.join(f'{s:.3g}' for s in grid.spacing)} mm",
+        "structures": str(len(measures.structures)),
+        "limb's axis": f"{_AXES[options.axis]}, {tilt:.1f}° from the patient's",
+        "0 and 100 % of the limb": whole,
+    }
+    rows = [{"": key, "what": value} for key, value in facts.items()]
+    return Section("What was measured", text="\n".join(read.remarks), table=rows)
+
+
+def _tilt(one: Structure) -> float:
+    return math.degrees(math.acos(float(np.clip(abs(one.axis.direction[2]), 0, 1))))
+
+
+def _doubts(measures: Measures) -> Section:
+    flags, read = measures.flags, measures.read
+    if not flags:
+        text = "Nothing was found to doubt. Rules find some mistakes, not all: look at the slices all the same."
+        return Section("Look here", text=text)
+    pictures: dict[str, Figure] = {}
+    figure = flagged_slices(read.picture, read.labels, flags, label_map=read.label_map)
+    if figure is not None:
+        pictures["Where the gravest flags point"] = figure
+    counts = ", ".join(f"{n} {kind}" for kind in KINDS if (n := sum(flag.kind == kind for flag in flags)))
+    text = f"{len(flags)} flags: {counts}. A flag is a suspicion; the slices decide."
+    if any(flag.kind == "population" for flag in flags):
+        text += f" Population: robust z beyond {FAR}, of {FEWEST_PEOPLE} other people or more, sides together."
+    return Section("Look here", text=text, table=flag_rows(flags), pictures=pictures, notice=True)
+
+
+def _chosen(row: Mapping[str, Any], columns: Mapping[str, Any]) -> dict[str, str]:
+    """Returns some columns of a row as text, under other names."""
+    shown = {}
+    for title, source in columns.items():
+        name, digits = source if isinstance(source, tuple) else (source, None)
+        shown[title] = str(row[name]) if digits is None else number(row[name], digits)
+    return shown
+
+
+def number(value: float, digits: int) -> str:
+    """Returns a number with so many digits behind the point; a dash for an undefined one.
+
+    >>> number(3.14159, 1), number(float("nan"), 1)
+    ('3.1', '–')
+    """
+    return f"{value:.{digits}f}" if math.isfinite(value) else "–"
+
+
+def _intensities(measures: Measures) -> list[dict[str, str]]:
+    rows = []
+    for one in measures.structures:
+        for image, values in one.intensities.items():
+            row = {"structure": one.name, "image": image, "mean": f"{values.mean:.4g}", "sd": f"{values.sd:.4g}"}
+            rows.append(row | {f"p{percent}": f"{value:.4g}" for percent, value in values.percentiles.items()})
+    return rows
+
+
+def _pairs(pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    titles = {"volume_ml": ("ml", 1, "%"), "max_area_cm2": ("cm²", 1, "%"), "length_mm": ("mm", 0, "%")}
+    titles |= {"ff_mean": ("FF %", 1, "points"), "ff_of_sums": ("FF % (sums)", 1, "points")}
+    rows = []
+    for pair in pairs:
+        row = {"structure": str(pair["structure"])}
+        for column, (unit, digits, difference) in titles.items():
+            if f"{column}_left" in pair:
+                row |= {f"{unit} {side}": number(pair[f"{column}_{side}"], digits) for side in ("left", "right")}
+                value = pair[f"{column}_asymmetry"]
+                row[f"{unit} asymmetry, {difference}"] = f"{value:+.1f}" if math.isfinite(value) else "–"
+        rows.append(row | {"cut": str(pair["cut"])})
+    return rows
