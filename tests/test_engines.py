@@ -10,7 +10,7 @@ import pytest
 from tfmuscle.config import DataSpec, TrainConfig
 from tfmuscle.errors import DataError
 from tfmuscle.files import sha256
-from tfmuscle.inference import engines, load_run, predict_probabilities, predict_volume, with_engine
+from tfmuscle.inference import Run, conversion, engines, load_run, predict_probabilities, predict_volume, with_engine
 from tfmuscle.labels import LabelMap
 from tfmuscle.volume import Geometry, Volume
 
@@ -113,7 +113,7 @@ def test_three_axes_deep_supervision_and_mixed_precision(tmp_path):
     finally:
         keras.config.set_dtype_policy(policy)
     assert {layer.compute_dtype for layer in run.model.layers} == {"bfloat16", "float32"}
-    single = dataclasses.replace(run, model=engines.in_float32(run.model))
+    single = dataclasses.replace(run, model=conversion.plain(run.model))
     assert {layer.compute_dtype for layer in single.model._flatten_layers()} == {"float32"}
     for one, other in zip(single.model.get_weights(), run.model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -214,8 +214,34 @@ def test_a_network_that_cannot_be_converted_is_predicted_by_keras(run_folder, mo
 
 
 def test_an_unknown_engine_is_refused(run_folder):
-    with pytest.raises(ValueError, match="engine is 'tensorrt'; choose one of keras, auto, xla, onnx, openvino"):
-        with_engine(load_run(run_folder), "tensorrt")
+    with pytest.raises(ValueError, match="engine is 'tvm'; choose one of keras, auto, xla, onnx, openvino, tensorrt"):
+        with_engine(load_run(run_folder), "tvm")
+
+
+def test_instance_normalisation_is_rebuilt_on_the_axes_of_its_input():
+    keras.utils.set_random_seed(0)
+    image = keras.Input((6, 8, 8, 4), name="image")
+    layers = [keras.layers.GroupNormalization(-1, epsilon=0.1), keras.layers.GroupNormalization(2)]
+    flat = keras.Model(image, layers[1](layers[0](image)))
+    flat.set_weights([np.random.default_rng(1).normal(size=weight.shape) for weight in flat.get_weights()])
+    again = conversion.plain(flat)
+    assert [type(layer).__name__ for layer in again.layers[1:]] == ["_InstanceNormalization", "GroupNormalization"]
+    images = np.random.default_rng(2).normal(3, 2, size=(2, 6, 8, 8, 4)).astype(np.float32)
+    np.testing.assert_allclose(again(images), flat(images), atol=1e-5)
+
+
+def test_grouped_convolutions_of_three_axes_are_converted(tmp_path):
+    needs("onnx")
+    keras.utils.set_random_seed(0)
+    spec = DataSpec(LABELS, kind="volumes", size=(8, 8), depth=4, channels=("a", "b", "c", "d"))
+    image = keras.Input(spec.input_shape, name="image")
+    hidden = keras.layers.Conv3D(6, 3, groups=2, padding="same")(image)
+    run = Run(
+        keras.Model(image, keras.layers.Conv3D(3, 1, activation="softmax")(hidden)), spec, TrainConfig(), tmp_path
+    )
+    images = np.random.default_rng(2).normal(size=(2, *spec.input_shape)).astype(np.float32)
+    for start in (engines.onnx_session, engines.openvino_session):
+        np.testing.assert_allclose(start(engines.to_onnx(run))(images), run.probabilities(images), atol=1e-5)
 
 
 def test_all_cores_are_used():

@@ -2,7 +2,7 @@
 
     saved_models/NAME/1/                a version, as TF Serving loads it
         saved_model.pb  variables/      network and graph (`segment.py`), if that format was exported
-        onnx/  openvino/  litert/       the network alone, for other libraries
+        onnx/  openvino/  litert/  tensorrt/    the network alone, for other libraries
         spec.json  train_0.json ...     how scans become samples, and how each run of the ensemble was trained
         labels.json                     id -> name and colour
         MODEL_CARD.md                   what it is for, on whom it was trained, how good it was, what it must not do
@@ -28,7 +28,7 @@ from tfmuscle.postprocessing import Cleaning
 from tfmuscle.records.sealing import is_sealed, write_sealed
 
 BUNDLE_FILE, SPEC_FILE, LABELS_FILE, CARD_FILE = "bundle.json", "spec.json", "labels.json", "MODEL_CARD.md"
-FORMATS = ("saved_model", "onnx", "openvino", "litert")
+FORMATS = ("saved_model", "onnx", "openvino", "litert", "tensorrt")
 """Formats of a network, the one that is exact first."""
 LAYOUT = 1
 """Version of this layout; a later one may not be read."""
@@ -74,8 +74,12 @@ def versions(path: str | Path) -> list[int]:
     return sorted(int(one.name) for one in path.iterdir() if one.name.isdecimal() and (one / BUNDLE_FILE).is_file())
 
 
-def open_bundle(path: str | Path) -> Bundle:
+def open_bundle(path: str | Path, *, network: bool = True) -> Bundle:
     """Opens a version, or the newest of the folder of all, and checks every file.
+
+    Args:
+        path: folder of the version, or of all.
+        network: the network must be there too; a client of a server needs the JSON files only.
 
     Raises:
         DataError: no bundle, one of a later layout, or a file that is missing, altered or not known.
@@ -88,6 +92,8 @@ def open_bundle(path: str | Path) -> Bundle:
     about = read_about(path)
     for name, checksum in about["files"].items():
         file = path / name
+        if not network and not file.exists() and ("/" in name or not name.endswith(".json")):
+            continue
         if not file.resolve().is_relative_to(path.resolve()) or not file.is_file() or sha256(file) != checksum:
             raise DataError(f"{file}: is missing or has changed since it was exported; copy the bundle again")
     known = {BUNDLE_FILE, *about["files"]}
@@ -125,19 +131,21 @@ def choose_version(out: str | Path, identity: Mapping[str, Any]) -> int:
 
 
 def write_bundle(path: Path, about: Mapping[str, Any], fill: Callable[[Path], None]) -> None:
-    """Writes a version, or adds to it; what is there stays.
+    """Writes a version, or adds to it; what is there stays, but for the files and folders that `fill` writes anew.
 
     Args:
         path: folder of the version.
         about: content of `bundle.json` without the checksums.
-        fill: writes the new files into the folder it is given.
+        fill: writes the new files into the empty folder it is given.
     """
     with atomic_path(path) as folder:
         folder.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            shutil.copytree(path, folder, copy_function=_link, dirs_exist_ok=True)
-            (folder / BUNDLE_FILE).unlink()
         fill(folder)
+        new = {one.name for one in folder.iterdir()} | {BUNDLE_FILE}
+        for name in _files(path) if path.exists() else ():
+            if Path(name).parts[0] not in new:  # linked only now: writing into a linked file would change the old one
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                _link(str(path / name), str(folder / name))
         files = {name: sha256(folder / name) for name in _files(folder)}
         write_sealed(folder / BUNDLE_FILE, {"layout": LAYOUT} | dict(about) | {"files": files})
 

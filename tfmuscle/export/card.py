@@ -81,7 +81,8 @@ def card(
     lines += ["| format | largest difference | equal labels |", "|---|---|---|"]
     for name_of_format, content in about["formats"].items():
         parity = content["parity"]
-        lines.append(f"| {name_of_format} | {parity['largest_difference']:.2g} | {parity['equal_labels']:.4%} |")
+        shown = " ".join([name_of_format, *{content.get("precision", "float32")} - {"float32"}])
+        lines.append(f"| {shown} | {parity['largest_difference']:.2g} | {parity['equal_labels']:.4%} |")
     versions = ", ".join(f"{key} {value}" for key, value in about["made_with"]["versions"].items())
     lines += [
         "",

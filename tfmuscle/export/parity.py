@@ -23,12 +23,16 @@ from tfmuscle.preprocessing import preprocess
 from tfmuscle.sampling import air_of, sample_at, window_origins
 from tfmuscle.volume import Volume
 
-TOLERANCE = {"saved_model": 1e-5, "onnx": 5e-3, "openvino": 5e-3, "litert": 5e-3}
+TOLERANCE = {"saved_model": 1e-5, "onnx": 5e-3, "openvino": 5e-3, "litert": 5e-3, "tensorrt": 5e-3}
 """Largest difference of a probability from Keras; see `inference.engines.TOLERANCE` for the converted formats."""
+TOLERANCE_OF_PRECISION = {"float32": 0.0, "float16": 2e-2, "bfloat16": 1e-1, "int8": 2e-1}
+"""The same for a network in fewer bits, where it is more than the format's: products of 11, 8 and 7 bits."""
 SHARE = 0.9999
 """Of all voxels have the same label."""
 WINDOWS = 8
 """Windows of each scan that are compared, evenly spread."""
+MEASURED = 32
+"""Windows of each scan on which int8 is measured, evenly spread."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,15 @@ class Parity:
         return asdict(self)
 
 
+def tolerance_of(name: str, precision: str = "float32") -> float:
+    """Returns the largest difference of a probability that a format in a precision may have.
+
+    >>> tolerance_of("onnx"), tolerance_of("tensorrt", "float16")
+    (0.005, 0.02)
+    """
+    return max(TOLERANCE[name], TOLERANCE_OF_PRECISION[precision])
+
+
 def compare_windows(infer: Infer, runs: Sequence[Run], scans: Sequence[Volume], tolerance: float) -> Parity:
     """Compares probabilities of windows of real scans with the mean of the Keras networks.
 
@@ -81,7 +94,7 @@ def compare_windows(infer: Infer, runs: Sequence[Run], scans: Sequence[Volume], 
         scans: with the channels of the spec.
         tolerance: of a probability.
     """
-    windows = np.concatenate([_windows(runs[0], scan) for scan in scans])
+    windows = windows_of(runs[0], scans, WINDOWS)
     largest, equal, clear = 0.0, [], 0
     for image in windows:
         expected = np.mean([run.probabilities(image[np.newaxis]) for run in runs], axis=0)
@@ -108,11 +121,13 @@ def compare_scans(segment: Any, runs: Sequence[Run], scans: Sequence[Volume], *,
     return min(shares)
 
 
-def _windows(run: Run, scan: Volume) -> np.ndarray:
-    """Returns windows of a scan, evenly spread, `(n, *input_shape)`."""
-    spec = run.spec
-    prepared, _ = preprocess(scan, None, spec)
-    origins = window_origins(prepared.array.shape[:3], spec)
-    chosen = sorted({int(place) for place in np.linspace(0, len(origins) - 1, WINDOWS).round()})
-    air = air_of(prepared.array, spec)
-    return np.stack([sample_at(prepared.array, None, origins[place], spec, air)["image"] for place in chosen])
+def windows_of(run: Run, scans: Sequence[Volume], number: int) -> np.ndarray:
+    """Returns up to `number` windows of each scan, evenly spread, `(n, *input_shape)`, prepared as in training."""
+    spec, found = run.spec, []
+    for scan in scans:
+        prepared, _ = preprocess(scan, None, spec)
+        origins = window_origins(prepared.array.shape[:3], spec)
+        chosen = sorted({int(place) for place in np.linspace(0, len(origins) - 1, number).round()})
+        air = air_of(prepared.array, spec)
+        found += [sample_at(prepared.array, None, origins[place], spec, air)["image"] for place in chosen]
+    return np.stack(found)

@@ -28,7 +28,7 @@ from tfmuscle.export import geometry as g
 from tfmuscle.export.intensities import normalise
 from tfmuscle.export.windows import probabilities_of
 from tfmuscle.inference import Run
-from tfmuscle.inference.engines import in_float32
+from tfmuscle.inference.conversion import plain
 from tfmuscle.inference.runs import main_output
 from tfmuscle.inference.volumes import mirrors
 
@@ -71,7 +71,7 @@ class Segmenter(tf.Module):
     def __init__(self, runs: Sequence[Run], *, mirror: bool) -> None:
         super().__init__(name="segmenter")
         self._spec = runs[0].spec
-        self._models = [in_float32(run.model) for run in runs]
+        self._models = [plain(run.model) for run in runs]
         self._mirrors = [mirrors(run, mirror) for run in runs]
         label_map = self._spec.label_map
         ids = label_map.decode(np.arange(self._spec.num_classes))

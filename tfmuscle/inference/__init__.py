@@ -7,7 +7,7 @@ limb.
 
 from tfmuscle.inference.cascade import CascadeResult, find_in_box, predict_cascade
 from tfmuscle.inference.cascade_runs import NETWORKS_FOLDER, CascadeRun, is_cascade, load_cascade
-from tfmuscle.inference.engines import ENGINES, Engine, in_float32, to_onnx, with_engine
+from tfmuscle.inference.engines import ENGINES, Engine, to_onnx, with_engine
 from tfmuscle.inference.runs import WEIGHTS_FILE, Run, load_ensemble, load_run, run_folders
 from tfmuscle.inference.volumes import Progress, predict_probabilities, predict_volume
 
@@ -20,7 +20,6 @@ __all__ = [
     "Engine",
     "Progress",
     "Run",
-    "in_float32",
     "find_in_box",
     "is_cascade",
     "load_cascade",

@@ -1,10 +1,10 @@
 """Other libraries that run a trained network: faster on a processor, and proven to say what Keras says.
 
 The user chooses the engine; `auto` takes the first of `AUTOMATIC` whose libraries are installed, and Keras for volumes,
-where the converted networks are up to five times slower (benchmarks/inference.md), and where TensorFlow sees a
-graphics processor, which they would leave idle. `onnx` (ONNX Runtime) and
-`openvino` read one ONNX file, made from the float32 network by tf2onnx; `xla` lets TensorFlow compile the network as a
-whole (seconds to minutes for each run, and slow for 3D networks on a processor); `keras` is the network as it is.
+where no converted network is clearly faster (benchmarks/engines.md), and where TensorFlow sees a graphics processor,
+which they would leave idle. `onnx` (ONNX Runtime), `openvino` and `tensorrt` read one ONNX file, made from the float32
+network by tf2onnx; `xla` lets TensorFlow compile the network as a whole (seconds to minutes for each run, and slow for
+3D networks on a processor); `keras` is the network as it is.
 
 The file lies in the run folder, `engines/<sha256 of the weights>.onnx`, so that other weights never meet an old file,
 and a folder of scans, or the next day, converts nothing. A run folder that cannot be written to is no obstacle: then
@@ -16,41 +16,45 @@ no probability may differ by more than `TOLERANCE`, and no label where Keras pre
 engine is refused, or under `auto` Keras goes on and the result says so. Once for each process, because processors and
 versions of the libraries differ too.
 
-Mixed-precision networks are rebuilt in float32 first: their layers with another policy, and the same weights. Rejected:
-OpenVINO's own converter (a second file, no faster network), half precision (fails the proof), TensorFlow Lite (no 3D).
+Rejected: OpenVINO's own converter (a second file, no faster network), half precision (fails the proof), TensorFlow Lite
+(no 3D).
 """
 
 import dataclasses
 import importlib.util
 import math
 import os
-import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from tfmuscle.errors import DataError
 from tfmuscle.files import atomic_path, sha256
+from tfmuscle.inference import tensorrt
+from tfmuscle.inference.conversion import IMAGE, onnx_of, plain
 
 if TYPE_CHECKING:
     from tfmuscle.inference.runs import Run
 
-ENGINES = ("keras", "auto", "xla", "onnx", "openvino")
+ENGINES = ("keras", "auto", "xla", "onnx", "openvino", "tensorrt")
 """What `predict --engine` takes."""
 AUTOMATIC = ("openvino", "onnx")
 """What `auto` tries, the fastest first."""
-TOLERANCE = {"xla": 5e-3, "onnx": 5e-3, "openvino": 5e-3}
+TOLERANCE = {"xla": 5e-3, "onnx": 5e-3, "openvino": 5e-3, "tensorrt": 5e-3}
 """Largest difference of a probability from Keras. Networks with random weights, whose softmax is saturated, differ by
 up to 2e-3 with both converted engines; trained ones by less."""
-LIBRARIES = {"onnx": ("onnxruntime", "onnx", "tf2onnx"), "openvino": ("openvino", "onnx", "tf2onnx")}
+LIBRARIES = {
+    "onnx": ("onnxruntime", "onnx", "tf2onnx"),
+    "openvino": ("openvino", "onnx", "tf2onnx"),
+    "tensorrt": ("tensorrt", "cuda", "onnxruntime", "onnx", "tf2onnx"),
+}
+WINDOW_BUDGET_VOXELS = 2**19
+"""Voxels sent through a network at once when no batch size is given: 8 slices of 256 x 256, one patch of 80³."""
 FOLDER = "engines"
 """Folder of converted networks in a run."""
-_OPSET = 18
-_INPUT, _OUTPUT = "image", "probabilities"
 
 Infer = Callable[[np.ndarray], np.ndarray]
 _Run = TypeVar("_Run", bound="Run")
@@ -122,8 +126,8 @@ def with_engine(run: _Run, engine: str) -> _Run:
         return run
     if engine in LIBRARIES and (missing := missing_libraries(engine)):
         raise DataError(
-            f"engine {engine} needs {', '.join(missing)}; install them with pip install 'tfmuscle[engines]', or use"
-            " --engine keras"
+            f"engine {engine} needs {', '.join(missing)}; install them with {how_to_install(engine)}, or use --engine"
+            " keras"
         )
     chosen = _automatic(run) if engine == "auto" else engine
     if chosen == "keras":
@@ -142,6 +146,23 @@ def with_engine(run: _Run, engine: str) -> _Run:
 def missing_libraries(engine: str) -> list[str]:
     """Returns the libraries of an engine that are not installed."""
     return [name for name in LIBRARIES.get(engine, ()) if importlib.util.find_spec(name) is None]
+
+
+def how_to_install(engine: str) -> str:
+    """Returns the command that brings the libraries of an engine."""
+    ours = "pip install 'tfmuscle[engines]'"
+    return f"{ours} and {tensorrt.INSTALL}" if engine == "tensorrt" else ours
+
+
+def can_run(engine: str) -> bool:
+    """Whether an engine's libraries are installed, and for TensorRT whether there is a graphics processor."""
+    return not missing_libraries(engine) and (engine != "tensorrt" or bool(tf.config.list_physical_devices("GPU")))
+
+
+def batches_of(window: tuple[int, ...]) -> tensorrt.Batches:
+    """Returns the batches that prediction sends through a network of windows `(d, h, w)`."""
+    most = max(1, WINDOW_BUDGET_VOXELS // math.prod(window))
+    return tensorrt.Batches(most, most)
 
 
 def _automatic(run: "Run") -> str:
@@ -181,7 +202,7 @@ def onnx_session(network: bytes) -> Infer:
     options.intra_op_num_threads = _num_threads()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {_INPUT: images})[0]
+    return lambda images: session.run(None, {IMAGE: images})[0]
 
 
 def openvino_session(network: bytes | Path) -> Infer:
@@ -206,7 +227,12 @@ def _start_openvino(run: "Run") -> Infer:
     return _started(run, "openvino", openvino_session)
 
 
-_STARTS = {"xla": _start_xla, "onnx": _start_onnx, "openvino": _start_openvino}
+def _start_tensorrt(run: "Run") -> Infer:
+    batches = batches_of(run.spec.window)
+    return _started(run, "tensorrt", lambda network: tensorrt.start(network, batches, run.path))
+
+
+_STARTS = {"xla": _start_xla, "onnx": _start_onnx, "openvino": _start_openvino, "tensorrt": _start_tensorrt}
 
 
 def _started(run: "Run", engine: str, start: Callable[[bytes], Infer]) -> Infer:
@@ -236,67 +262,4 @@ def _converted(run: "Run", path: Path) -> bytes:
 
 def to_onnx(run: "Run") -> bytes:
     """Returns the float32 network of a run as ONNX; see `onnx_of`."""
-    single = dataclasses.replace(run, model=in_float32(run.model), engine=None)
-    return onnx_of(single.forward.get_concrete_function(), run.path)
-
-
-def onnx_of(forward: Any, where: Path) -> bytes:
-    """Returns a TensorFlow function as ONNX with input `image` and output `probabilities`, both with a free batch axis.
-
-    By the parts of `tf2onnx.convert.from_function`, with one of its twelve optimisers: the others copy all weights
-    again and again (a ResNet34 U-Net of 98 MB took 10 GB and a minute, now 3 GB and 11 s) and gain no speed, because
-    the engines optimise on their own.
-
-    Args:
-        forward: concrete function of samples to probabilities.
-        where: the run, for messages.
-
-    Raises:
-        DataError: the network has an operation that ONNX does not.
-    """
-    import tf2onnx.tfonnx
-    from tf2onnx.optimizer.transpose_optimizer import TransposeOptimizer
-
-    inputs = [tensor.name for tensor in forward.inputs if tensor.dtype != tf.resource]
-    outputs = [tensor.name for tensor in forward.outputs]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # tf2onnx's own, about the versions of its libraries
-            frozen = tf2onnx.tf_loader.from_function(forward, inputs, outputs)
-            with tf.Graph().as_default() as plain:
-                tf.import_graph_def(frozen, name="")
-                graph = tf2onnx.tfonnx.process_tf_graph(
-                    plain,
-                    opset=_OPSET,
-                    input_names=inputs,
-                    output_names=outputs,
-                    tensors_to_rename={inputs[0]: _INPUT, outputs[0]: _OUTPUT},
-                )
-            graph = tf2onnx.optimizer.optimize_graph(graph, False, {"optimize_transpose": TransposeOptimizer})
-            network = graph.make_model("tfmuscle")
-    except MemoryError:
-        raise
-    except Exception as error:  # tf2onnx has no errors of its own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{where}: cannot be converted to ONNX ({reason}); use --engine keras") from error
-    return network.SerializeToString()
-
-
-def in_float32(model: keras.Model) -> keras.Model:
-    """Returns the network with every layer in float32 and the same weights; itself if it is so already."""
-    if all(layer.compute_dtype == "float32" for layer in model._flatten_layers()):
-        return model
-
-    def rebuilt(layer: keras.Layer) -> keras.Layer:
-        return type(layer).from_config(_without_policies(layer.get_config()))
-
-    single = keras.models.clone_model(model, clone_function=rebuilt)
-    single.set_weights(model.get_weights())
-    return single
-
-
-def _without_policies(config: Any) -> Any:
-    """Returns a layer's settings, those of layers in it included, with every precision policy float32."""
-    if isinstance(config, dict):
-        return {key: "float32" if key == "dtype" else _without_policies(value) for key, value in config.items()}
-    return [_without_policies(item) for item in config] if isinstance(config, list) else config
+    return onnx_of(dataclasses.replace(run, model=plain(run.model), engine=None).forward, run.path)

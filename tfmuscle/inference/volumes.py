@@ -23,14 +23,13 @@ import numpy as np
 
 from tfmuscle.augmentation import channel_order, mirrored_axes, recipe_axes, side_axis
 from tfmuscle.errors import DataError
+from tfmuscle.inference.engines import WINDOW_BUDGET_VOXELS
 from tfmuscle.inference.resampling import labels_on_grid
 from tfmuscle.inference.runs import Run
 from tfmuscle.preprocessing import preprocess
 from tfmuscle.sampling import air_of, cut, sample_at, stitch, window_origins
 from tfmuscle.volume import Volume
 
-WINDOW_BUDGET_VOXELS = 2**19
-"""Voxels sent through the network at once when no batch size is given: 8 slices of 256 x 256, one patch of 80³."""
 PROOF_WINDOWS = 2
 """Windows on which a converted network is compared with Keras."""
 

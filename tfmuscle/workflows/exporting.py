@@ -17,11 +17,14 @@ from tfmuscle import inference
 from tfmuscle.errors import DataError
 from tfmuscle.export import bundle as b
 from tfmuscle.export.card import NOT_STATED, Statement, card
-from tfmuscle.export.formats import SEGMENT, STARTERS, WRITERS, check_libraries
-from tfmuscle.export.parity import TOLERANCE, Parity, compare_scans, compare_windows
+from tfmuscle.export.formats import SEGMENT, STARTERS, WRITERS, Wanted, check_libraries
+from tfmuscle.export.parity import MEASURED, Parity, compare_scans, compare_windows, tolerance_of, windows_of
+from tfmuscle.export.precision import PRECISIONS
 from tfmuscle.export.segment import Segmenter, require
 from tfmuscle.files import json_text, provenance, read_json, sha256
+from tfmuscle.inference.engines import batches_of
 from tfmuscle.inference.runs import DONE_FILE, RECORDS_FILE
+from tfmuscle.inference.tensorrt import Batches
 from tfmuscle.records import read_index, read_shard
 from tfmuscle.subjects import read_dataset, read_scans
 from tfmuscle.volume import Geometry, Volume
@@ -41,6 +44,9 @@ class ExportOptions:
         scans: scan, folder of scans or dataset to compare on; by default samples of the run's records.
         mirror: average over mirrored copies inside `segment`, as `predict` does.
         segment: write the signature that takes raw scans.
+        precision: of the format tensorrt: float32, float16, bfloat16 or int8.
+        batch: of the format tensorrt: the usual number of samples at once and the largest; by default what `predict`
+            sends.
         intended_use: for the model card.
         licence: of the weights, for the model card.
         evaluation: folder of `evaluate` on held-out subjects, for the model card.
@@ -49,6 +55,8 @@ class ExportOptions:
     scans: Path | None = None
     mirror: bool = True
     segment: bool = True
+    precision: str = "float32"
+    batch: tuple[int, int] | None = None
     intended_use: str = NOT_STATED
     licence: str = NOT_STATED
     evaluation: Path | None = None
@@ -81,31 +89,64 @@ def export(
             exported network that says something else than Keras.
     """
     options, out = options or ExportOptions(), Path(out)
-    if name not in b.FORMATS:
-        raise ValueError(f"format is {name!r}; choose one of {', '.join(b.FORMATS)}")
+    check_options(name, options)
     check_libraries(name)
+    _refuse_what_no_graph_is(runs)
     network = Network.opened(runs, PredictOptions())
     spec, segment = network.runs[0].spec, options.segment and name == "saved_model"
     if segment:
         require(spec, str(network.folder / b.SPEC_FILE))
     scans = _scans(network.runs[0], options.scans)
     graph = Segmenter(network.runs, mirror=options.mirror)
+    wanted = _wanted(network.runs[0], scans, options, segment=segment)
     about = _about(network, options)
     version = b.choose_version(out, about["identity"])
     path, found = out / str(version), []
 
     def fill(folder: Path) -> None:
         before = b.read_about(path)["formats"] if path.exists() else {}
-        WRITERS[name](graph, folder, segment=segment)
+        WRITERS[name](graph, folder, wanted)
         parity = _proven(folder, name, network.runs, scans, options=replace(options, segment=segment))
         found.append(parity)
-        about["formats"] = before | {name: {"parity": parity.to_dict(), "segment": segment}}
+        made = {"parity": parity.to_dict(), "segment": segment, "precision": options.precision}
+        about["formats"] = before | {name: made}
         _describe(folder, out.resolve().name, network, about, options)
 
     b.write_bundle(path, about, fill)
     size = sum((path / file).stat().st_size for file in b.open_bundle(path).about["files"])
     notes = () if name != "saved_model" or options.segment else (f"without signature {SEGMENT}, as asked",)
     return ExportResult(path, found[0], round(size / 1e6, 1), notes)
+
+
+def check_options(name: str, options: ExportOptions) -> None:
+    """Refuses a format, a precision or a batch that there is not.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if name not in b.FORMATS:
+        raise ValueError(f"format is {name!r}; choose one of {', '.join(b.FORMATS)}")
+    if options.precision not in PRECISIONS:
+        raise ValueError(f"precision is {options.precision!r}; choose one of {', '.join(PRECISIONS)}")
+    if name != "tensorrt" and (options.precision != "float32" or options.batch is not None):
+        raise ValueError(f"format {name} is float32 and takes any batch; precision and batch are for tensorrt")
+    if options.batch is not None:
+        Batches(*options.batch)
+
+
+def _refuse_what_no_graph_is(runs: Sequence[str | Path]) -> None:
+    for run in runs:
+        if inference.is_cascade(run):
+            raise DataError(
+                f"{run}: is a cascade, whose boxes come from what earlier networks found, so that no graph holds it;"
+                f" label scans where tfmuscle is, with 'tfmuscle predict -m {run}'"
+            )
+
+
+def _wanted(run: inference.Run, scans: list[Volume], options: ExportOptions, *, segment: bool) -> Wanted:
+    batches = batches_of(run.spec.window) if options.batch is None else Batches(*options.batch)
+    windows = windows_of(run, scans, MEASURED) if options.precision == "int8" else None
+    return Wanted(segment, options.precision, batches, windows)
 
 
 def _about(network: Network, options: ExportOptions) -> dict[str, Any]:
@@ -172,13 +213,14 @@ def _proven(
         DataError: they differ.
     """
     infer = STARTERS[name](folder)
-    parity = compare_windows(infer, runs, scans, TOLERANCE[name])
+    parity = compare_windows(infer, runs, scans, tolerance_of(name, options.precision))
     if options.segment and not parity.problem:
         segment = infer.keeps.signatures[SEGMENT]  # type: ignore[attr-defined]
         share = compare_scans(segment, runs, scans, mirror=options.mirror)
         parity = replace(parity, equal_scan_labels=share, scans=len(scans))
     if parity.problem:
-        raise DataError(f"{runs[0].path}: the exported {name} says something else than Keras: {parity.problem}")
+        hint = "" if options.precision == "float32" else f"; {options.precision} is too coarse for it, use another"
+        raise DataError(f"{runs[0].path}: the exported {name} says something else than Keras: {parity.problem}{hint}")
     return parity
 
 
