@@ -1,7 +1,7 @@
 """Ten labelled slices of one scan: the latent network against a plain U-Net and interpolation between the slices.
 
     python benchmarks/ten_slices.py simulate --data FOLDER/visible_human -o OUT [--muscle NAME] [--spacing 1 1 5]
-    python benchmarks/ten_slices.py take --scan FILE --labels FILE -o OUT [--slices 10] [--axis 2]
+    python benchmarks/ten_slices.py take --scan FILE --labels FILE -o OUT [--slices 10] [--axis 2] [--structure NAME]
     python benchmarks/ten_slices.py more FOLDER -o OUT [--count 3] [--suggested NEXT/suggested.csv]
     python benchmarks/ten_slices.py table OUT [RUN_labels/scan.nii.gz ...] [--besides OTHER]
 
@@ -69,7 +69,24 @@ def painted(
 def take(chosen: argparse.Namespace) -> None:
     """Writes the same of a real scan."""
     table = read_label_table(chosen.names) if chosen.names else names_of(chosen.labels)
-    write(chosen, read_volume(chosen.scan), read_label_image(chosen.labels), table, axis=chosen.axis)
+    scan, truth = read_volume(chosen.scan), read_label_image(chosen.labels)
+    if chosen.structure:
+        scan, truth = alone(scan, truth, table.id_of(chosen.structure))
+        table = LabelMap({1: chosen.structure})
+    write(chosen, scan, truth, table, axis=chosen.axis)
+
+
+def alone(scan: Volume, truth: Volume, key: int) -> tuple[Volume, Volume]:
+    """Returns one structure of the first half of the scan's first axis, of two legs, and what lies around it."""
+    shown = truth.array == key
+    shown[shown.shape[0] // 2 :] = False
+    where = np.argwhere(shown)
+    margin = np.ceil(np.array([*FIELD_MM[:2], 0]) / truth.spacing).astype(int)
+    start = np.maximum(where.min(axis=0) - margin, 0)
+    stop = np.minimum(where.max(axis=0) + 1 + margin, truth.array.shape)
+    start[2], stop[2] = 0, truth.array.shape[2]
+    box = tuple(map(int, start)), tuple(map(int, stop))
+    return scan.cropped(*box), truth.with_array(shown.astype(np.uint8)).cropped(*box)
 
 
 def write(chosen: argparse.Namespace, scan: Volume, truth: Volume, label_map: LabelMap, *, axis: int) -> None:
@@ -186,6 +203,7 @@ def main() -> None:
     taking.add_argument("--labels", type=Path, required=True)
     taking.add_argument("--names", type=Path, help="label table [the one beside the labels]")
     taking.add_argument("--axis", type=int, default=2)
+    taking.add_argument("--structure", help="one structure alone, of one leg, and 25 mm around it [all]")
     taking.set_defaults(run=take)
     for making in (simulating, taking):
         making.add_argument("-o", "--output", type=Path, required=True)
