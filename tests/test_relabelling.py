@@ -23,8 +23,10 @@ from tfmuscle.relabelling import (
     standard_name,
     tool_names,
 )
+from tfmuscle.subjects import read_dataset
 from tfmuscle.workflows import relabelling
 from tfmuscle.workflows.relabelling import relabel_files
+from tfmuscle.workflows.slices import SliceLabels, slices_dataset
 
 HEADS = {7101: "vastus_lateralis_left", 7111: "vastus_intermedius_left", 7121: "vastus_medialis_left"}
 AFFINE = np.array([[-2.0, 0, 0, 5], [0, 0, 3, -7], [0, 1, 0, 11], [0, 0, 0, 1]])  # 6 cubic mm a voxel, left-handed
@@ -338,3 +340,28 @@ def test_the_command(thigh, tmp_path):
     assert read_renaming(table(tmp_path, ready.output)) == same
     unknown = CliRunner().invoke(cli, ["relabel", "--list", "thigh"])
     assert unknown.exit_code == 2 and "no list is called 'thigh'" in unknown.output
+
+
+def test_a_corrected_mask_of_musclemap_is_learnt_from_only_where_it_was_corrected(tmp_path):
+    """Quadriceps of three heads and a sartorius on 14 slices; somebody corrects the six that are listed."""
+    random = np.random.default_rng(5)
+    ids = random.choice([0, 7101, 7111, 7121, 7141], size=(12, 10, 14)).astype(np.int16)
+    mask = write(tmp_path / "mask.nii.gz", ids)
+    scan = write(tmp_path / "scan.nii.gz", random.normal(size=ids.shape).astype(np.float32))
+    rows, start = table(tmp_path, QUADRICEPS + "sartorius_left,sartorius\n"), tmp_path / "start.nii.gz"
+    relabel_files(mask, start, table=rows, names="musclemap_wholebody")
+    corrected, listed = nib.load(start), (1, 3, 5, 8, 10, 12)
+    array = np.asarray(corrected.dataobj).copy()
+    array[:4, :4, 5] = 2  # the correction
+    nib.save(nib.Nifti1Image(array, corrected.affine, corrected.header), start)
+    found = slices_dataset(SliceLabels(scan, start, axis=2, listed=listed), tmp_path / "slices", alone=False)
+    assert "8 labelled slices are not listed, and count as unknown" in found.notes()
+    dataset = read_dataset(tmp_path / "slices")
+    assert dataset.label_map.structures == ("quadriceps", "sartorius")
+    seen = np.full(array.shape, dataset.label_map.ignore)
+    for subject in dataset.subjects:
+        labels = subject.read_labels(dataset.label_map).array
+        known = np.flatnonzero((labels != dataset.label_map.ignore).any(axis=(0, 1)))
+        seen[..., known] = labels[..., known]
+    np.testing.assert_array_equal(seen[..., listed], array[..., listed])
+    assert (np.delete(seen, listed, axis=2) == dataset.label_map.ignore).all()
