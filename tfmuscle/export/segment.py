@@ -21,6 +21,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.trackable.data_structures import NoDependency
 
 from tfmuscle.config import DataSpec
 from tfmuscle.errors import DataError
@@ -71,7 +72,9 @@ class Segmenter(tf.Module):
     def __init__(self, runs: Sequence[Run], *, mirror: bool) -> None:
         super().__init__(name="segmenter")
         self._spec = runs[0].spec
-        self._models = [plain(run.model) for run in runs]
+        models = [plain(run.model) for run in runs]
+        self._models = NoDependency(models)  # of a Keras variable a copy is stored that C++ loaders do not look at
+        self._weights = [variable.value for model in models for variable in model.variables]
         self._mirrors = [mirrors(run, mirror) for run in runs]
         label_map = self._spec.label_map
         ids = label_map.decode(np.arange(self._spec.num_classes))
