@@ -8,9 +8,17 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
+from tfmuscle.config import Supervised, TrainConfig
+from tfmuscle.errors import DataError
 from tfmuscle.files import read_json
+from tfmuscle.labels import IGNORE
+from tfmuscle.records import load_spec, read_index
+from tfmuscle.training.batches import training_batches, validation_batches
+from tfmuscle.training.distribution import check_shares, strategy_of
+from tfmuscle.workflows.learning import fit, plan_training
 
 # A plain mean over voxels and steps in proportion to the gradient: what devices share must add up to rounding.
 FIT = (
@@ -92,7 +100,7 @@ def test_two_machines_learn_what_one_does_and_the_first_keeps_the_run(single, ti
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
-def test_a_lost_machine_is_said_and_the_rest_can_go_on(single, tiny_records, tmp_path):
+def test_a_lost_machine_is_said_and_whole_epochs_are_kept(tiny_records, tmp_path):
     run = tmp_path / "run"
     words = (*FIT, "--epochs", "200", "-i", tiny_records, "-o", run, "--devices", "machines")
     chief, other = (start(*words, cluster=cluster) for cluster in clusters(2))
@@ -106,3 +114,53 @@ def test_a_lost_machine_is_said_and_the_rest_can_go_on(single, tiny_records, tmp
     assert chief.returncode == 1
     assert "another machine has gone" in errors and "--resume" in errors
     assert history(run)
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", '{"cluster": {}}', '{"cluster": {"worker": ["a:1"]}, "task": 1}'])
+def test_a_cluster_that_cannot_be_is_refused(text, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(DataError, match="TF_CONFIG: .* every machine needs one like"):
+        strategy_of("machines")
+
+
+def test_a_batch_that_cannot_be_shared_equally_is_refused():
+    class Three:
+        num_replicas_in_sync = 3
+
+    check_shares(TrainConfig(batch_size=6), Three())
+    with pytest.raises(ValueError, match="batch_size is 8, shared by 3 devices; give a multiple of that"):
+        check_shares(TrainConfig(batch_size=8), Three())
+
+
+def test_machines_make_their_parts_of_every_batch(tiny_records):
+    spec, index = load_spec(tiny_records), read_index(tiny_records)
+    paths = [tiny_records / entry["file"] for entry in index.usable.values()]
+    config = TrainConfig(batch_size=4, epochs=1, recipe=Supervised(augmentation="light"))
+    whole = next(iter(training_batches(paths, spec, config, steps=4)))
+    for number in (0, 1):  # two parts of a machine follow each other in what is called a batch
+        image, labels = next(iter(training_batches(paths, spec, config, steps=4, machine=(number, 2))))
+        assert np.array_equal(image[:2], whole[0][2 * number : 2 * number + 2])
+        assert np.array_equal(labels[:2], whole[1][2 * number : 2 * number + 2])
+
+
+def test_the_last_batch_of_validation_is_filled_up_with_what_counts_nowhere(tiny_records):
+    spec, index = load_spec(tiny_records), read_index(tiny_records)
+    entry = next(iter(index.usable.values()))
+    count, batch = entry["samples"], 7
+    assert count % batch
+    batches = validation_batches([tiny_records / entry["file"]], spec, batch, num_samples=count, full=True)
+    labels = np.concatenate([labels.numpy() for _, labels in batches])
+    assert len(labels) == -(-count // batch) * batch
+    assert (labels[count:] == IGNORE).all() and not (labels[:count] == IGNORE).all()
+
+
+def test_what_cannot_be_shared_is_refused_before_anything_is_made(tiny_records, phantom_dataset, tmp_path):
+    propagating = plan_training({"devices": "all"}, recipe={}, preset="ifss_net")
+    with pytest.raises(DataError, match="ifss_net carries masks, slice after slice, on one device; no --devices"):
+        fit(tiny_records, tmp_path / "run", propagating)
+    machines = plan_training({"devices": "machines"}, recipe={})
+    with pytest.raises(DataError, match="several machines train on records; make them once with build-records"):
+        fit(phantom_dataset, tmp_path / "run", machines)
+    with pytest.raises(DataError, match="stages and --from are for one machine"):
+        fit(tiny_records, tmp_path / "run", machines, start=tmp_path)
+    assert not list(tmp_path.iterdir())
