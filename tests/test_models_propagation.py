@@ -203,6 +203,7 @@ def test_segmenting_has_no_mask_and_no_gates():
     assert models.inputs("seg_net_fs") == ("image",)
     assert not any("gate" in layer.name or "fusion_sum" in layer.name for layer in model.layers)
     assert model.count_params() == 4_120_362 - 2 + 2 * 9  # two classes more: 8 + 1 weights each
+    assert models.build("seg_net_fs", SHAPE, 2, fuse="ffm", tversky="learned").count_params() == 5_410_186
     assert [model.get_layer(f"decoder{step}_fusion_both").output.shape[-1] for step in range(5)] == [
         120 + 120,
         120 + 120,
@@ -228,6 +229,8 @@ def test_segmenting_may_hold_the_weights_of_its_loss():
     assert isinstance(held.get_layer("probabilities"), ParametricTversky)
     with pytest.raises(ValueError, match="temporal is 'both'; choose one of bi, uni, none"):
         models.build("seg_net_fs", SHAPE, 2, temporal="both")
+    with pytest.raises(ValueError, match="fuse is 'sum'; choose one of concat, ffm"):
+        models.build("seg_net_fs", SHAPE, 2, fuse="sum")
 
 
 # PG-Net

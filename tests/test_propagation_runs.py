@@ -204,6 +204,37 @@ class TestRuns:
         history = [line.split(",") for line in (run / "history.csv").read_text().split()[1:]]
         assert float(history[-1][2]) < 0.7 * float(history[0][2])
 
+    def test_it_starts_from_another_run(self, records, finished, small_network, tmp_path):
+        still, notes = dataclasses.replace(CONFIG, epochs=1, learning_rate=1e-9), []
+        fit_propagation(records, tmp_path / "run", still, SETTINGS, start=finished, say=notes.append)
+        assert notes == [f"2 of 2 layers start with the weights of {finished}"]
+        assert read_json(tmp_path / "run/transfer.json")["layers_taken"] == ["conv", "probabilities"]
+        both = (models.load(run / "best.keras").weights for run in (finished, tmp_path / "run"))
+        for mine, theirs in zip(*both, strict=True):
+            np.testing.assert_allclose(mine, theirs, atol=1e-5)
+        (tmp_path / "other").mkdir()
+        keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(tmp_path / "other/best.keras")
+        with pytest.raises(DataError, match="no layer fits .*; its encoder is that of seg_net_fs"):
+            fit_propagation(records, tmp_path / "none", still, SETTINGS, start=tmp_path / "other")
+
+    def test_parts_are_resumed_too(self, records, small_network, monkeypatch, tmp_path):
+        settings = Propagation(
+            parts=3, slices=4, spoil=0.5, away=3, mode="per_window", alignment="drawn", feedback="predicted"
+        )
+        config = dataclasses.replace(CONFIG, epochs=1, batch_size=2)
+        whole = fit_propagation(records, tmp_path / "whole", config, settings)
+        monkeypatch.setattr(propagation_state, "SAVE_SECONDS", 0.0)
+
+        def kill(done, total, note):
+            if done > total // 2:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            fit_propagation(records, tmp_path / "run", config, settings, progress=kill)
+        run = fit_propagation(records, tmp_path / "run", config, settings, resume=True)
+        for mine, theirs in zip(*(models.load(one / "best.keras").weights for one in (whole, run)), strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+
     def test_a_damaged_state(self, records, finished, tmp_path):
         shutil.copytree(finished, tmp_path / "run")
         (tmp_path / "run/about.json").unlink()
@@ -245,7 +276,7 @@ class TestSettings:
             plan_propagation(TrainConfig(model="ifss_net"), {"supervison": "full"})
         with pytest.raises(ValueError, match="reverse is 2; a share"):
             Propagation(reverse=2)
-        with pytest.raises(ValueError, match="sweep, smallest, slices and l2 must be finite and not negative"):
+        with pytest.raises(ValueError, match="parts, away and l2 must be finite and not negative"):
             Propagation(l2=-1)
         spec = dataclasses.replace(SPEC, size=(32, 32))
         check = [spec, CONFIG, Propagation()]
@@ -286,7 +317,7 @@ class TestCommands:
         carrier = network_carrier(load_propagation(tmp_path / "run"))
         assert (carrier.window, carrier.starts) == (3, 3)
 
-    def test_what_fit_refuses(self, records, finished, tmp_path):
+    def test_what_fit_refuses(self, records, tmp_path):
         words = ["fit", "-i", str(records), "-o", str(tmp_path / "run")]
         for more, why in (
             (["--preset", "ifss_net", "--propagation", "mode=all"], "mode is 'all'; choose one of halves, per_window"),
@@ -297,9 +328,6 @@ class TestCommands:
             result = CliRunner().invoke(tfmuscle_group, [*words, *more])
             assert result.exit_code != 0
             assert why in " ".join(result.output.replace("│", " ").split()), result.output
-        config = plan_training({}, recipe={}, preset="ifss_net")
-        with pytest.raises(DataError, match="a network that carries masks does not start from another run"):
-            fit(records, tmp_path / "run", config, start=finished)
         assert not (tmp_path / "run").exists()
 
 

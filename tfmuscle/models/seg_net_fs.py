@@ -4,6 +4,9 @@ Encoder, recurrence and decoder are those of IFSS-Net; the mask stream and the f
 the decoder plain concatenation takes the place of every fusion module. The authors state 4,129,026 parameters and no
 structure; of the natural readings this one comes nearest: 4,120,362, two of them the weights of the loss
 (`tversky="learned"`), 0.21 % fewer. Without `tversky` it trains with any loss, like every other network here.
+
+With `fuse="ffm"` the fusion modules stay (5,410,186 parameters), and an `ifss_net` of the same widths can start from
+it: all its layers are there but the fusion at the bottleneck (`fit --from`).
 """
 
 import keras
@@ -19,6 +22,7 @@ from tfmuscle.models._ifss import (
     decoder,
     decoder_widths,
     encoder,
+    feature_fusion,
     recurrence,
 )
 
@@ -30,6 +34,7 @@ FACTS = {
     "spatial_axes": (3,),
     "multiple_of": 32,
 }
+FUSIONS = {"concat": concatenated, "ffm": feature_fusion}
 
 
 def seg_net_fs(
@@ -39,6 +44,7 @@ def seg_net_fs(
     filters: int = 30,
     temporal: str = "bi",
     clstm_kernel: int = 1,
+    fuse: str = "concat",
     dilate_depth: bool = False,
     dilation_scale: float = 1.0,
     dropout: float = 0.1,
@@ -54,6 +60,7 @@ def seg_net_fs(
         filters: a multiple of 5; every width but the last two is in proportion.
         temporal: `bi`, `uni` or `none`, how the recurrence reads the slices.
         clstm_kernel: edge of its kernel, odd.
+        fuse: decoder and skips: `concat`, or `ffm`, the fusion modules of IFSS-Net.
         dilate_depth: dilate along the slices too.
         dilation_scale: factor of all dilations, for windows much smaller than 512 x 512.
         dropout: share dropped after each level in training.
@@ -71,6 +78,7 @@ def seg_net_fs(
     check_window(input_shape, filters, shares)
     check_positive(clstm_kernel, dilation_scale)
     check_choice("temporal", temporal, TEMPORAL)
+    check_choice("fuse", fuse, tuple(FUSIONS))
     check_choice("tversky", tversky, (*MODES, None))
     image = x = keras.Input(tuple(input_shape), name="image")
     skips = []
@@ -79,5 +87,5 @@ def seg_net_fs(
         skips.append(x)
     x = recurrence(x, temporal, kernel=clstm_kernel, recurrent_dropout=recurrent_dropout, outer_dropout=outer_dropout)
     skips, widths = [x, *reversed(skips[:-1])], decoder_widths(filters)
-    x = decoder(x, skips, widths, fuse=concatenated, dropout=dropout)
+    x = decoder(x, skips, widths, fuse=FUSIONS[fuse], dropout=dropout)
     return keras.Model(image, answer(x, num_classes, widths[-1], dropout=dropout, tversky=tversky), name="seg_net_fs")

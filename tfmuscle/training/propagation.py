@@ -16,7 +16,9 @@ as many in a row as a window has, to both ends of the scan, and its Dice is take
 other slice is looked at. The mean over structures and scans decides which epoch is kept.
 
 The run folder is that of `fit` (`supervised.py`) with `propagation.json`; `history.csv` has α and β of the loss too.
-Memory is that of one scan in 16 bits, as its record is read, and of one window.
+Memory is that of one scan in 16 bits, as its record is read, and of one window; with `parts`, up to 1 GB of scans.
+
+With `parts` an epoch goes through short ways instead that begin with a wrong mask (`propagation_parts.py`).
 """
 
 import itertools
@@ -41,15 +43,18 @@ from tfmuscle.records import Scan, load_spec, read_index, read_scan
 from tfmuscle.training import propagation_state
 from tfmuscle.training.callbacks import read_history, write_history
 from tfmuscle.training.optimisers import make_optimiser
+from tfmuscle.training.propagation_parts import part_of
 from tfmuscle.training.propagation_state import Place, load_state, save_state
 from tfmuscle.training.propagation_steps import Stepper, chunks_of
 from tfmuscle.training.propagation_ways import Way, fed_to, way_of, windows_of
 from tfmuscle.training.schedule import best_epoch, learning_rate, should_stop
 from tfmuscle.training.supervised import check_folder, check_shards, finish, prepare, split_of
+from tfmuscle.training.transfer import TRANSFER_FILE, begin_with_layers
 
 Progress = Callable[[int, int, str], None]
 CLASSES = 2
 """Background and the structure that is carried."""
+_KEPT_BYTES = 2**30
 _SHARE = 1000
 """Steps of the progress per scan."""
 
@@ -60,8 +65,10 @@ def fit_propagation(
     config: TrainConfig,
     settings: Propagation,
     *,
+    start: Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Path:
     """Trains one network on one fold and returns the run folder.
 
@@ -70,9 +77,12 @@ def fit_propagation(
         run: folder to make; with `resume`, one that an interrupted run left.
         config: architecture, optimisation, fold and seed.
         settings: which slices are drawn, and how the network learns from them.
+        start: run whose weights the network starts with, layer by layer, as far as names and shapes agree; for instance
+            a `seg_net_fs`, which has the same encoder.
         resume: go on where the run was interrupted, if need be in the middle of a scan.
         progress: called with (thousandths of scans done, in all, note); what it raises ends the training, and the run
             can be resumed.
+        say: called with what was taken from `start`.
 
     Raises:
         ValueError: the model does not take these records, or a setting that cannot be.
@@ -85,13 +95,13 @@ def fit_propagation(
     check_shards(index, spec, split["train"] + split["validation"])
     check_folder(run, resume=resume)
     _claim(run / PROPAGATION_FILE, settings)
-    done = prepare(run, spec, config, split, start=None, resume=resume)
+    done = prepare(run, spec, config, split, start=start, resume=resume)
     write_json(run / PROPAGATION_FILE, settings.to_dict())
     if done:
         return run
     paths = {part: [index.folder / index.path_of(subject) for subject in sorted(split[part])] for part in split}
     keras.utils.set_random_seed(config.seed)
-    _Training(run, spec, config, settings, paths, progress).go()
+    _Training(run, spec, config, settings, paths, progress, say or (lambda note: None)).go()
     return run
 
 
@@ -139,6 +149,7 @@ class _Training:
     settings: Propagation
     paths: dict[str, list[Path]]
     progress: Progress | None
+    say: Callable[[str], None]
 
     def __post_init__(self) -> None:
         self.model = _built(self.spec, self.config)
@@ -148,9 +159,12 @@ class _Training:
         self.carrier = carrier_of(self.model, self.spec, self.settings)
         names = self.settings.structures or self.spec.label_map.structures
         self.classes = [1 + self.spec.label_map.structures.index(name) for name in names]
+        if not (self.run / "state").exists() and (self.run / TRANSFER_FILE).exists():
+            self.say(begin_with_layers(self.model, self.run))
         self.place, self.fed = load_state(self.run / "state", self.stepper)
         self.history = read_history(self.run / "history.csv")[: self.place.epoch]
         self._saved = self._noted = time.monotonic()
+        self._kept: dict[int, Scan] = {}
 
     def go(self) -> None:
         """Trains the epochs that are left and completes the run folder."""
@@ -160,24 +174,41 @@ class _Training:
                 break
             self._train_epoch()
             self._end_epoch()
-        steps = len(self.paths["train"])
+        steps = self._ways_of_an_epoch
         seconds = time.monotonic() - started
         finish(self.run, self.model, self.config, self.history, seconds=seconds, steps=steps)
 
     def _train_epoch(self) -> None:
         self.stepper.optimiser.learning_rate = learning_rate(self.config, self.history)
         self._noted = time.monotonic()
-        count, together = len(self.paths["train"]), self.config.batch_size
+        count, together = self._ways_of_an_epoch, self.config.batch_size
         for first in range(self.place.scan, count, together):
             numbers = range(first, min(first + together, count))
             if ways := [way for number in numbers if (way := self._way(number)) is not None]:
                 self._follow(ways, len(numbers))
             self.place.scan, self.place.chunk, self.fed = numbers.stop, 0, None
 
+    @property
+    def _ways_of_an_epoch(self) -> int:
+        return len(self.paths["train"]) * max(1, self.settings.parts)
+
     def _way(self, number: int) -> Way | None:
-        draws = np.random.default_rng([self.config.seed, self.place.epoch, number]).random(3).tolist()
-        scan = read_scan(self.paths["train"][number], self.spec)
-        return way_of(scan, self.spec, self.settings, self.classes, subject=number, draws=draws)
+        rng = np.random.default_rng([self.config.seed, self.place.epoch, number])
+        subject = number % len(self.paths["train"])
+        known = self._scan(subject), self.spec, self.settings, self.classes
+        if self.settings.parts:
+            return part_of(*known, subject=subject, rng=rng)
+        return way_of(*known, subject=subject, draws=rng.random(3).tolist())
+
+    def _scan(self, subject: int) -> Scan:
+        """Reads a scan of the training; with parts, which are many of each scan, it is kept while there is room."""
+        if subject in self._kept:
+            return self._kept[subject]
+        scan = read_scan(self.paths["train"][subject], self.spec)
+        held = sum(other.image.nbytes for other in self._kept.values())
+        if self.settings.parts and held + scan.image.nbytes <= _KEPT_BYTES:
+            self._kept[subject] = scan
+        return scan
 
     def _follow(self, ways: list[Way], scans: int) -> None:
         """Learns from scans side by side, from the chunk that is next."""
@@ -207,7 +238,7 @@ class _Training:
 
     def _tell(self, scans: float, note: str) -> None:
         if self.progress is not None:
-            of = len(self.paths["train"])
+            of = self._ways_of_an_epoch
             done = round(_SHARE * (self.place.epoch * of + scans))
             self.progress(done, _SHARE * self.config.epochs * of, f"epoch {self.place.epoch + 1} {note}")
 
@@ -235,7 +266,7 @@ class _Training:
     def _validated(self) -> dict[str, float]:
         found = []
         for path in self.paths["validation"]:
-            self._tell(len(self.paths["train"]), f"validating {path.stem}")
+            self._tell(self._ways_of_an_epoch, f"validating {path.stem}")
             scan = read_scan(path, self.spec)
             found += carried_dice(self.carrier, scan, self.classes)
         return {"val_dice": float(np.mean(found)) if found else math.nan} if self.paths["validation"] else {}

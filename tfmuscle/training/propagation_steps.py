@@ -3,7 +3,8 @@
 A *chunk* is a number of windows through which a gradient goes back: one, except for mode `tbptt`. What a window learns
 from is, slice by slice, the drawn mask where there is one, and else what the window before said: of the slice at the
 same position, which is one slice behind (`alignment="window"`, as published), or of the same slice, of which the
-newest then teaches nothing (`alignment="slice"`). No gradient goes into that.
+newest then teaches nothing (`alignment="slice"`); or drawn slices alone teach (`alignment="drawn"`). No gradient goes
+into that.
 
 Between two steps of the optimiser gradients are added up, each divided by the number of windows, so that the step is
 that of the mean; memory is that of one chunk. Since nothing flows back through masks that are fed, this is exact.
@@ -162,6 +163,8 @@ class Stepper:
         drawn, before = _wide(drawn), tf.stop_gradient(fed)
         if self.settings.alignment == "window":
             return tf.where(drawn, truth, before), tf.ones_like(truth)
+        if self.settings.alignment == "drawn":
+            return truth, tf.cast(tf.broadcast_to(drawn, tf.shape(truth)), tf.float32)
         before = tf.concat([before[:, 1:], tf.zeros_like(before[:, :1])], axis=1)
         is_newest = np.arange(self.spec.depth).reshape(-1, 1, 1, 1) == self.spec.depth - 1
         known = tf.broadcast_to(drawn | ~tf.constant(is_newest), tf.shape(truth))

@@ -40,6 +40,7 @@ class Way:
         references: how many slices each begins with are drawn, 1 to w.
         drawn: `(N,)` bool, slices drawn besides those.
         windows: from the first start to the end.
+        begun: `(S, w, H, W, 1)` float32 masks of the windows' size to begin with, if not those that are drawn.
     """
 
     images: np.ndarray
@@ -49,6 +50,7 @@ class Way:
     references: tuple[int, ...]
     drawn: np.ndarray
     windows: int
+    begun: np.ndarray | None = None
 
     def active(self, chunk: Chunk) -> int:
         """Returns how many structures have begun; none when fewer windows are left than the chunk has."""
@@ -175,6 +177,8 @@ def _seen(way: Way, place: int, spec: DataSpec) -> np.ndarray:
 
 def _begun(way: Way, number: int, spec: DataSpec) -> np.ndarray:
     """Returns the masks `(w, H, W, 1)` that a structure begins with, the last drawn one repeated."""
+    if way.begun is not None:
+        return way.begun[number]
     masks, drawn = _masks(way, way.starts[number], spec, number + 1)[number], way.references[number]
     masks[drawn:] = masks[drawn - 1]
     return masks

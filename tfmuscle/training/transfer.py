@@ -120,6 +120,27 @@ def _begin_with_encoder(model: keras.Model, start: Path, run: Path, spec: DataSp
     write_json(run / TRANSFER_FILE, read_json(run / TRANSFER_FILE) | {"layers_taken": taken, "layers_new": new})
 
 
+def begin_with_layers(model: keras.Model, run: Path) -> str:
+    """Gives `model` what fits of the network that the run's `transfer.json` names; returns what the user should know.
+
+    For networks whose two classes are any structure and the rest: what the other's classes meant does not matter.
+
+    Raises:
+        DataError: the other run is gone or has changed, or no layer fits.
+    """
+    note = read_json(run / TRANSFER_FILE)
+    start = Path(note.get("from", ""))
+    if identify(start)["weights"] != note.get("weights"):
+        raise DataError(
+            f"{start / WEIGHTS_FILE}: has changed since {run} began; restore it, or name another run folder"
+        )
+    taken, new = take_weights(model, models.load(start / WEIGHTS_FILE))
+    if not taken:
+        raise DataError(f"{start / WEIGHTS_FILE}: no layer fits {model.name}; its encoder is that of seg_net_fs")
+    write_json(run / TRANSFER_FILE, note | {"layers_taken": taken, "layers_new": new})
+    return f"{len(taken)} of {len(taken) + len(new)} layers start with the weights of {start}" + _anew(new)
+
+
 def take_weights(model: keras.Model, source: keras.Model, *, anew: Collection[str] = ()) -> tuple[list[str], list[str]]:
     """Copies the weights of all layers with the same name and shapes, but for those in `anew`.
 

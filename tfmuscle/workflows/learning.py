@@ -141,8 +141,6 @@ def fit(
         plan = preset_plan(dataset, config.preset, scale=config.scale, records=records, progress=progress)
         spec = plan_spec(dataset, {}, preset=config.preset, scale=config.scale, plan=plan, progress=progress)
     propagation = propagation or plan_propagation(config)
-    if propagation is not None and start is not None:
-        raise DataError(f"{start}: a network that carries masks does not start from another run; leave out --from")
     stages = stages_of(config)
     for stage in stages:
         _check_fit(stage, spec, records, propagation)
@@ -152,9 +150,11 @@ def fit(
     if records != source:
         build_records(dataset, records, spec, progress=progress)
         keep_plan(plan, records)
-    if propagation is not None:
-        return fit_propagation(records, run, config, propagation, resume=resume, progress=progress)
     start = None if start is None else Path(start)
+    if propagation is not None:
+        return fit_propagation(
+            records, run, config, propagation, start=start, resume=resume, progress=progress, say=say
+        )
     return fit_stages(records, run, stages, start=start, resume=resume, progress=progress, say=say)
 
 
