@@ -2,7 +2,7 @@
 
     python benchmarks/propagation.py -d DATASET -o OUT [--subjects ID ...] [--protocols start every100 share3]
         [--methods interpolate grow watershed registration] [--carry NAME=RUN ...] [--segment NAME=RUN ...]
-        [--structures NAME ...] [--every 100] [--shown 1]
+        [--structures NAME ...] [--every 100] [--shown 1] [--largest]
 
 `--methods` and `--carry` (runs of `fit --preset ifss_net`) label every sweep with `tfmuscle propagate` from the slices
 that a protocol draws; `--segment` (ordinary runs) labels it with `tfmuscle predict` from none, and stands beside them.
@@ -13,6 +13,9 @@ methods can be added to a folder; a table is made of all that is asked for.
     OUT/<protocol>/drawn/<subject>.nii.gz    the labels of those slices alone
     OUT/<protocol>/methods/<name>/made, /labels, /evaluation
     OUT/tables/
+
+With `--largest` a second table, `OUT/tables_largest`, has the same labels of every way, of which only the largest piece
+of each structure is kept: islands make Hausdorff distances large, and removing them is no matter of the network.
 
 Protocols.
 
@@ -45,6 +48,7 @@ from tfmuscle.files import provenance, read_json, write_json
 from tfmuscle.io import read_label_image, write_volume
 from tfmuscle.labels import LabelMap
 from tfmuscle.metrics import slice_axis
+from tfmuscle.postprocessing import Cleaning, clean
 from tfmuscle.subjects import Dataset, Subject, read_dataset
 
 IGNORE_ID = 255
@@ -72,6 +76,8 @@ def main(arguments: list[str] | None = None) -> None:
             for name, words in _ways(options).items():
                 run_way(options.output / protocol, name, words, options, [subject.subject_id for subject in subjects])
         tabulate(options)
+        if options.largest:
+            tabulate_largest(options, label_map, [subject.subject_id for subject in subjects])
     except (DataError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
 
@@ -90,6 +96,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--sweep", type=int, default=1400, help="length of the sweeps that --every is meant for [1400]")
     parser.add_argument("--part", default="test", help="what the subjects are, for the tables [test]")
     parser.add_argument("--shown", type=int, default=1, help="subjects with curves and surfaces [1]")
+    parser.add_argument("--largest", action="store_true", help="a second table, of the largest piece of each structure")
     options = parser.parse_args(arguments)
     if wrong := [word for word in (*options.carry, *options.segment) if "=" not in word]:
         parser.error(f"{wrong[0]!r} is not NAME=RUN")
@@ -239,6 +246,25 @@ def call(words: list[str]) -> None:
     except SystemExit as end:
         if end.code:
             raise DataError(f"tfmuscle {' '.join(words)}: failed, see above") from end
+
+
+def tabulate_largest(options: argparse.Namespace, label_map: LabelMap, subjects: list[str]) -> None:
+    """Compares the largest piece of each structure, of all ways under all protocols."""
+    names = LabelMap({label_map.id_of(name): name for name in label_map.structures})
+    words = ["sweep-tables", "-o", str(options.output / "tables_largest"), "--shown", "0"]
+    for protocol in options.protocols:
+        for name in _ways(options):
+            folder, own = options.output / protocol, options.output / protocol / "methods" / name
+            labels, evaluation = own / "largest" / "labels", own / "largest" / "evaluation"
+            labels.mkdir(parents=True, exist_ok=True)
+            for subject in subjects:
+                made = read_label_image(own / "labels" / f"{subject}.nii.gz")
+                cleaned = clean(made, Cleaning(largest=names.structures), names)
+                write_volume(labels / f"{subject}.nii.gz", cleaned)
+            shutil.copy(own / "labels" / "predictions.json", labels)
+            call(["evaluate", "-i", str(labels), "-r", str(folder), "-o", str(evaluation)])
+            words += ["-i", f"{name}/{protocol}={evaluation}"]
+    call(words)
 
 
 def tabulate(options: argparse.Namespace) -> None:

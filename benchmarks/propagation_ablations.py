@@ -2,10 +2,13 @@
 
     python benchmarks/propagation_ablations.py DATASET -o OUT [--only temporal_bi ...] [--muscle soleus]
         [--scale laptop] [--epochs N] [--size 96 96] [--test 4] [--folds 4] [--seed 0] [--propagation NAME=VALUE ...]
+        [--from RUN] [--learning-rate R]
 
 builds the records, trains what is not trained yet (Ctrl-C, and run again, to go on), and prints the words that
 `propagation.py` takes to measure all runs that have weights. Names are those of the published figures, which
 `sweep-tables` puts beside ours: `temporal_bi` is the recipe as it is, and every other run differs from it in one thing.
+At laptop scale the recipe itself has α = β = 1/2, which is the Dice loss of the paper's ablation: there `dice_loss`
+would be `temporal_bi` once more and is left out, and `tversky_learned` is what differs.
 """
 
 import argparse
@@ -22,6 +25,7 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "no_recurrence": ("--propagation", "feedback=expert"),
     "window_10": (),  # other records
     "dice_loss": ("--option", "tversky=fixed"),  # α = β = ½: Dice with linear denominators
+    "tversky_learned": ("--option", "tversky=learned"),
     "fixed_3.5": ("--propagation", "supervision=fixed", "--propagation", "every=100"),
     "fixed_2": ("--propagation", "supervision=fixed", "--propagation", "every=200"),
     "fixed_1": ("--propagation", "supervision=fixed", "--propagation", "every=300"),
@@ -44,10 +48,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--folds", type=int, default=4, help="the others, of which one fold validates [4]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--propagation", nargs="*", default=[], metavar="NAME=VALUE", help="settings of all runs")
+    parser.add_argument("--from", dest="start", type=Path, help="run that all start from, e.g. a seg_net_fs")
+    parser.add_argument("--learning-rate", type=float)
     options = parser.parse_args(arguments)
+    same = "dice_loss" if options.scale == "laptop" else "tversky_learned"
     try:
         for name in options.only:
-            train(name, options)
+            if name != same:
+                train(name, options)
     except DataError as error:
         raise SystemExit(f"error: {error}") from None
     runs = [f"{name}={options.output / name}" for name in ABLATIONS if (options.output / name / "best.keras").exists()]
@@ -69,6 +77,10 @@ def train(name: str, options: argparse.Namespace) -> None:
     words += ["--seed", str(options.seed), "--propagation", f'structures=["{options.muscle}"]', *ABLATIONS[name]]
     words += [word for setting in options.propagation for word in ("--propagation", setting)]
     words += ["--epochs", str(options.epochs)] if options.epochs else []
+    words += ["--learning-rate", str(options.learning_rate)] if options.learning_rate else []
+    words += ["--model", "ifss_net", "--from", str(options.start)] if options.start else []
+    if window > WINDOW and options.scale == "laptop":  # as many windows a part
+        words += ["--propagation", f"slices={window + 1}"]
     call([*words, *(["--resume"] if (run / "train.json").exists() else [])])
 
 
