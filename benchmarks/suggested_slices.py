@@ -7,6 +7,8 @@ equal distances are drawn and the others interpolated. Then `--more` slices are 
 the area in which the interpolation differs from the truth, slice by slice, or so that distances stay as even as can
 be, and all is interpolated again. No network can disagree with the interpolation in a more useful way than the truth
 does, so the difference is the most that `suggest` can gain with this rule where shapes are interpolated.
+
+The last row has no opinion at all: `expected_error`, what drawn slices that are left out tell.
 """
 
 import argparse
@@ -16,7 +18,8 @@ import numpy as np
 from ten_slices import even  # the script beside this one
 
 from tfmuscle.disagreement import choose_slices
-from tfmuscle.interpolation import interpolate_slices
+from tfmuscle.evaluation.label_curve import mean_interval
+from tfmuscle.interpolation import expected_error, interpolate_slices
 from tfmuscle.io import read_label_image
 from tfmuscle.labelled_slices import LabelledSlices
 from tfmuscle.labels import LabelMap, distinct
@@ -47,13 +50,13 @@ def dice(truth: Volume, drawn: list[int]) -> float:
     return METRICS["dice"].function(filled(truth, drawn).array == 1, truth.array == 1)
 
 
-def compare(truth: Volume, drawn: list[int], count: int) -> tuple[float, float, float]:
-    """Returns Dice at first, with slices at even distances, and with suggested ones."""
+def compare(truth: Volume, drawn: list[int], count: int) -> list[float]:
+    """Returns Dice at first, with slices at even distances, suggested by the truth, and by the drawn slices alone."""
     wrong = (filled(truth, drawn).array != truth.array).sum(axis=(0, 1)).astype(float)
     wrong[: drawn[0]] = wrong[drawn[-1] + 1 :] = np.nan
-    ways = ([], even(drawn, count), choose_slices(wrong, drawn, count))
-    first, evenly, suggested = (dice(truth, [*drawn, *further]) for further in ways)
-    return first, evenly, suggested
+    (told,) = expected_error(truth, NAMES, LabelledSlices(2, tuple(drawn), truth.spacing[2]))
+    ways = ([], even(drawn, count), *(choose_slices(score, drawn, count) for score in (wrong, told)))
+    return [dice(truth, [*drawn, *further]) for further in ways]
 
 
 def main() -> None:
@@ -71,13 +74,16 @@ def main() -> None:
             if len(present) >= FEWEST:
                 drawn = np.rint(np.linspace(present[0], present[-1], chosen.drawn)).astype(int).tolist()
                 rows.append(compare(truth, drawn, chosen.more))
-    first, evenly, suggested = np.mean(rows, axis=0)
-    gained = np.subtract(*np.transpose(rows)[[2, 1]])
-    print(
-        f"{len(rows)} structures: Dice {first:.3f} from {chosen.drawn} slices; with {chosen.more} more {evenly:.3f} at"
-        f" even distances, {suggested:.3f} suggested; {np.mean(gained):+.4f} ± {np.std(gained):.4f},"
-        f" better on {np.mean(gained > 0):.0%}"
-    )
+    first, evenly, *others = np.transpose(rows)
+    print(f"{len(rows)} structures: Dice {first.mean():.3f} from {chosen.drawn} slices; {evenly.mean():.3f} with")
+    print(f"{chosen.more} more at even distances")
+    for called, suggested in zip(("where the truth differs", "as drawn slices tell"), others, strict=True):
+        gained = suggested - evenly
+        low, high = mean_interval(gained.tolist())
+        print(
+            f"{called}: {suggested.mean():.3f}, {gained.mean():+.4f} ({low:+.4f} to {high:+.4f}), better on"
+            f" {np.mean(gained > 0):.0%}, worse on {np.mean(gained < 0):.0%}"
+        )
 
 
 if __name__ == "__main__":

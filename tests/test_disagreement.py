@@ -70,6 +70,7 @@ def test_the_mean_of_what_is_disputed_beyond_own_mistakes_and_what_is_expected()
 def test_a_network_that_found_nothing_leaves_it_to_the_slices():
     expected = np.array([0.0, 3, 4, 3, 0])
     assert probable_error(np.full(5, 700.0), expected, [0, 4]).tolist() == (expected / 2).tolist()
+    assert probable_error(np.full(5, np.nan), expected, [0, 4]).tolist() == expected.tolist()  # no network at all
     with pytest.raises(ValueError, match="no slice is drawn; name those that are"):
         probable_error(expected, expected, [])
 

@@ -154,6 +154,25 @@ def test_slices_in_dispute_are_suggested(case, networks, tmp_path):
     assert (tmp_path / "next/suggested.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_drawn_slices_alone_suggest_where_shapes_bend(case, tmp_path):
+    """Slices 16 and on lie 6 pixels to the side: the line is broken between 13 and 16."""
+    labels = read_label_image(case.labels)
+    array = labels.array.copy()
+    array[..., 16:] = np.roll(array[..., 16:], 6, axis=1)
+    write_volume(case.labels, labels.with_array(array))
+    found = command("suggest", "-i", case.scan, "--labels", case.labels, "-o", tmp_path / "next", "-n", 1)
+    assert found.exit_code == 0, found.output
+    assert "1: slice 14 along axis 2" in found.output
+    assert "mm² probably wrong\n" in found.output and "in dispute" not in found.output
+    assert "beyond slices 2 and 22 no network has an opinion" in found.output
+    assert "told by 0 network(s), interpolated shapes and slices left out\n" in found.output
+    assert not list((tmp_path / "next").glob("labels_*"))
+    array[..., 3:22] = 0
+    write_volume(case.labels, labels.with_array(array))
+    with pytest.raises(DataError, match=r"2 labelled slices; label 3 or more, or give a run \(-m\)"):
+        suggesting.suggest(case, [], tmp_path / "other")
+
+
 def test_what_a_network_gets_wrong_on_a_drawn_slice_too_is_not_suggested(case, networks, tmp_path):
     """It sees a block on slices 11 to 18, of which four are drawn without one; the one on 19 is news."""
     runs = networks({"a": dict.fromkeys(range(11, 19), 8) | {19: 12}})

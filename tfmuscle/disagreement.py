@@ -91,7 +91,7 @@ def probable_error(differing: np.ndarray, expected: np.ndarray, drawn: Sequence[
     """Returns the area of each slice that the interpolated shapes probably have wrong, mm²; NaN where unknown.
 
     It is the mean of two estimates: disagreement, less what is in dispute on the drawn slices (between two of them both
-    blended by distance) and never below 0; and what slices that are left out tell. Where they tell nothing the first
+    blended by distance) and never below 0; and what slices that are left out tell. Where one is unknown the other
     stands alone.
 
     Args:
@@ -109,7 +109,8 @@ def probable_error(differing: np.ndarray, expected: np.ndarray, drawn: Sequence[
         raise ValueError("no slice is drawn; name those that are")
     mistaken = np.interp(np.arange(len(differing)), drawn, np.nan_to_num(differing[list(drawn)]))
     disputed = np.maximum(0, differing - mistaken)
-    return np.where(np.isnan(expected), disputed, (disputed + expected) / 2)
+    both = np.where(np.isnan(disputed), expected, (disputed + expected) / 2)
+    return np.where(np.isnan(expected), disputed, both)
 
 
 def choose_slices(score: np.ndarray, drawn: Iterable[int], count: int) -> tuple[int, ...]:

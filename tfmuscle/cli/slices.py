@@ -84,9 +84,9 @@ def interpolate_command(labels: Path, out: Path, names: Path | None, listed: str
     "--model",
     "runs",
     type=FOLDER,
-    required=True,
     multiple=True,
-    help="run folder made by fit --labels, or a cross-validation; repeatable, each run is an opinion of its own",
+    help="run folder made by fit --labels, or a cross-validation; repeatable, each run is an opinion of its own"
+    " [default: what the labelled slices tell alone]",
 )
 @click.option("-i", "--input", "scan", type=FOLDER, required=True, help="scan: image file or DICOM folder")
 @slice_options
@@ -107,11 +107,10 @@ def suggest_command(runs: tuple[Path, ...], scan: Path, out: Path, count: int, *
     tell(result.notes)
     for row in result.rows:
         most = f", most of it {row['structure']}" if row["structure"] else ""
+        dispute = f", {row['disagreement_mm2']:.0f} mm² in dispute{most}" if runs else ""
         place = ", ".join(f"{row[f'{letter}_mm']:.1f}" for letter in "xyz")
-        click.echo(
-            f"{row['rank']}: slice {row['slice']} along axis {row['axis']}, at ({place}) mm:"
-            f" {row['probable_error_mm2']:.0f} mm² probably wrong, {row['disagreement_mm2']:.0f} mm² in dispute{most}"
-        )
+        found = f"{row['probable_error_mm2']:.0f} mm² probably wrong{dispute}"
+        click.echo(f"{row['rank']}: slice {row['slice']} along axis {row['axis']}, at ({place}) mm: {found}")
     reduced = " (reduced)" if result.reduced else ""
     click.echo(f"{out}: told by {len(result.runs)} network(s), interpolated shapes and slices left out{reduced}")
 

@@ -1,4 +1,4 @@
-"""A scan, its labelled slices and the networks trained on them say which slices to label next: `suggest`.
+"""A scan, its labelled slices and networks trained on them, if any, say which slices to label next: `suggest`.
 
 Every network labels the scan by itself (an ensemble's mean would hide what they disagree about), and the shapes between
 the labelled slices are one more opinion. What disagreement is, what follows from it, and how slices are chosen says
@@ -31,7 +31,7 @@ from tfmuscle.files import atomic_path, read_json, sha256, write_json, write_tex
 from tfmuscle.interpolation import expected_error, interpolate_slices
 from tfmuscle.io import read_label_image
 from tfmuscle.io.label_tables import plain_name
-from tfmuscle.labelled_slices import LabelledSlices, find_slices
+from tfmuscle.labelled_slices import FEWEST, LabelledSlices, find_slices
 from tfmuscle.labels import LabelMap, distinct, relabel
 from tfmuscle.report import figure_png
 from tfmuscle.report.suggestions import suggestion_figure
@@ -79,7 +79,7 @@ def suggest(
 
     Args:
         source: scan and labelled slices.
-        runs: run folders, or folders of cross-validation; each run is an opinion.
+        runs: run folders, or folders of cross-validation; each run is an opinion. Without any the labelled slices tell.
         out: folder to write.
         count: slices wanted.
         progress: called with (steps done, steps in all, note), for each network anew.
@@ -110,6 +110,9 @@ def suggest(
     opinions.append(Opinion(INTERPOLATION, shapes, (slices.indices[0], slices.indices[-1])))
     differing = slice_disagreement(opinions, label_map, slices.axis)
     expected = expected_error(labels, label_map, slices).sum(axis=0)
+    if not folders and len(slices.indices) < FEWEST:
+        labelled = f"{len(slices.indices)} labelled slices"
+        raise DataError(f"{source.labels}: {labelled}; label {FEWEST} or more, or give a run (-m)")
     score = probable_error(differing.sum(axis=0), expected, slices.indices)
     chosen = choose_slices(score, slices.indices, count)
     rows = _rows(scan, differing, score, label_map, slices)
@@ -126,7 +129,7 @@ def suggest(
     with atomic_path(out / "suggested.png") as path:
         path.write_bytes(figure_png(figure))
     warnings = (note for one in found for note in one.warnings)
-    notes = (*warnings, *slices.notes(), *_notes(score, slices, len(chosen), count))
+    notes = (*warnings, *slices.notes(), *_notes(score, slices, len(chosen), count, networks=len(found)))
     return SuggestResult(suggested, slices, dict(zip(shown, folders, strict=False)), notes, reduced)
 
 
@@ -194,12 +197,12 @@ def _csv(rows: list[dict[str, Any]], columns: Sequence[str]) -> str:
     return text.getvalue()
 
 
-def _notes(score: np.ndarray, slices: LabelledSlices, found: int, count: int) -> list[str]:
+def _notes(score: np.ndarray, slices: LabelledSlices, found: int, count: int, *, networks: int) -> list[str]:
     notes = []
     if np.isnan(score).any():
         notes.append(
-            f"beyond slices {slices.indices[0]} and {slices.indices[-1]} only one network has an opinion, so that"
-            " nothing is suggested there; give several runs (-m), e.g. those of cross-validation"
+            f"beyond slices {slices.indices[0]} and {slices.indices[-1]} {'only one' if networks else 'no'} network has"
+            " an opinion, so that nothing is suggested there; give several runs (-m), e.g. those of cross-validation"
         )
     if found < count:
         notes.append(
