@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from measuring_phantoms import cylinder, grid, labels, spheroid
+from measuring_phantoms import cylinder, grid, labels, rotation, spheroid
 
 from tfmuscle.errors import DataError
 from tfmuscle.labels import LabelMap
@@ -18,6 +18,7 @@ from tfmuscle.measuring import (
     noise_mean,
     population,
     read_population,
+    split_sides,
 )
 from tfmuscle.measuring.population import FEATURES, robust_z
 from tfmuscle.preprocessing.dixon import fat_fraction
@@ -228,6 +229,49 @@ class TestAgreement:
     def test_other_grids_are_refused(self):
         with pytest.raises(ValueError, match="different grids; resample"):
             agreement(block(), LEGS, block(step=2.0), LEGS, 2)
+
+
+class TestSplitSides:
+    table = LabelMap({1: "soleus", 3: "psoas", 5: "gracilis_left"}, ignore=9)
+
+    def legs(self):
+        volume = both_legs()
+        volume.array[volume.array == 2], volume.array[volume.array == 4] = 1, 3
+        volume.array[6, 6, 6], volume.array[33, 0, 0] = 5, 9
+        return volume
+
+    @pytest.mark.parametrize("code", ["RAS", "LPS", "SPL", "AIR"])
+    def test_every_voxel_goes_to_its_side(self, code):
+        volume = self.legs().reoriented(code)
+        parted, table = split_sides(volume, self.table)
+        assert table.names == {
+            0: "background", 1: "soleus_left", 3: "psoas_left", 5: "gracilis_left",
+            10: "soleus_right", 11: "psoas_right",
+        }  # fmt: skip
+        x = volume.geometry.world(np.moveaxis(np.indices(volume.array.shape), 0, -1))[..., 0]
+        for old, left, right in ((1, 1, 10), (3, 3, 11)):
+            np.testing.assert_array_equal(parted.array == left, (volume.array == old) & (x < 0))
+            np.testing.assert_array_equal(parted.array == right, (volume.array == old) & (x > 0))
+        np.testing.assert_array_equal(parted.array == 5, volume.array == 5)
+        np.testing.assert_array_equal(parted.array == 9, volume.array == 9)
+
+    def test_oblique_legs_of_unlike_size(self):
+        geometry = grid((160, 70, 80), (1.5, 1.5, 2.0), rotation(5, 12, 8))
+        left = cylinder(geometry, 30, 70, centre=(-42, 0, 0))
+        right = cylinder(geometry, 18, 40, centre=(28, 0, 0))
+        parted, table = split_sides(Volume(labels(left | right), geometry), LabelMap({1: "thigh"}))
+        np.testing.assert_array_equal(parted.array == table.id_of("thigh_left"), left)
+        np.testing.assert_array_equal(parted.array == table.id_of("thigh_right"), right)
+
+    def test_one_leg_is_not_parted(self):
+        geometry = grid((80, 80, 20), (1.0, 1.0, 2.0))
+        volume = Volume(labels(cylinder(geometry, 30, 30)), geometry)
+        with pytest.raises(ValueError, match="the labels lie in one heap; leave the sides as they are"):
+            split_sides(volume, LabelMap({1: "thigh"}))
+
+    def test_nothing_to_part(self):
+        with pytest.raises(ValueError, match="all structures have a side by name"):
+            split_sides(both_legs(), LEGS)
 
 
 class TestFlags:

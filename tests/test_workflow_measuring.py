@@ -108,7 +108,9 @@ def test_json_holds_everything_and_where_it_comes_from(legs, dixon, tmp_path):
     about = json.loads((tmp_path / "out" / "measures.json").read_text(encoding="utf-8"))
     assert about["made_by"] == "tfmuscle measure" and about["grid"]["orientation"] == "RAS"
     assert about["label_map"] == LEGS.to_dict()
-    assert about["fingerprint"]["settings"] == {"axis": "slices", "landmark": "psoas", "names": ""}
+    assert about["fingerprint"]["settings"] == {
+        "axis": "slices", "landmark": "psoas", "names": "", "split_sides": False,
+    }  # fmt: skip
     assert {key: value["file"] for key, value in about["fingerprint"]["files"].items()} == {
         "labels": "legs.nii.gz", "water": "water.nii", "fat": "fat.nii",
     }  # fmt: skip

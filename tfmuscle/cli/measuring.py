@@ -37,6 +37,7 @@ _FLAGS_SHOWN = 12
     help="direction of the limb: across the slices, foot-head, or the long axis of each side's labels",
 )
 @click.option("--landmark", help="structure whose ends are 0 and 100 % of the limb, e.g. femur [default: all labels]")
+@click.option("--split-sides", is_flag=True, help="part structures without a side, of both limbs, into left and right")
 def measure_command(labels: Path, out: Path, **settings: Any) -> None:
     """Measure labels: volume, length, area along the limb, fat, left against right, and what looks wrong.
 

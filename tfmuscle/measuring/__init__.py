@@ -8,6 +8,7 @@ One structure at a time is cut out of its scan and measured in its box, so that 
 * `area.py`: area across the limb.
 * `composition.py`: intensities, fat fraction.
 * `structures.py`: all of it together.
+* `splitting.py`: both limbs under one name parted.
 * `asymmetry.py`, `population.py`, `agreement.py`: beside the other side, other people, another labelling.
 * `flags.py`: what may be wrong, and where to look.
 
@@ -22,6 +23,7 @@ from tfmuscle.measuring.flags import KINDS, Flag, find_flags
 from tfmuscle.measuring.limb import AXES, limb_axis
 from tfmuscle.measuring.population import Population, population, read_population
 from tfmuscle.measuring.shape import cutouts, measure_shape
+from tfmuscle.measuring.splitting import split_sides
 from tfmuscle.measuring.structures import Images, Structure, measure_structures
 
 __all__ = [
@@ -46,5 +48,6 @@ __all__ = [
     "noise_mean",
     "population",
     "read_population",
+    "split_sides",
     "symmetry_index",
 ]

@@ -230,7 +230,7 @@ def _borders(cutout: Cutout, axis: LimbAxis) -> dict[str, Border]:
         for name, place in ends.items():
             if size == 1 or not 0 <= place < cutout.mask.shape[side]:
                 continue
-            face = np.take(cutout.mask, [place], axis=side)
+            face = cutout.mask[(slice(None),) * side + (slice(place, place + 1),)]
             if not face.any():
                 continue
             slices = np.flatnonzero(face.any(axis=tuple(b for b in range(3) if b != along))) + cutout.start[along]

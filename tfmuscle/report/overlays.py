@@ -131,7 +131,7 @@ def overlay_slices(
     wanted = sorted(captions)
 
     def few(volume: Volume) -> Volume:  # a whole limb need not be turned for a handful of slices
-        array = np.take(volume.array, wanted, axis=axis)
+        array = np.stack([volume.array[(slice(None),) * axis + (index,)] for index in wanted], axis=axis)
         return Volume(array, Geometry(array.shape[:3], volume.geometry.affine))
 
     view = VIEWS[labels.geometry.orientation[axis]]

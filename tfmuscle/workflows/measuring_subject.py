@@ -24,6 +24,7 @@ from tfmuscle.labels import LabelMap, distinct
 from tfmuscle.measuring import (
     AXES,
     PERCENT,
+    Agreement,
     FatImages,
     Flag,
     Images,
@@ -34,6 +35,7 @@ from tfmuscle.measuring import (
     measure_structures,
     noise_mean,
     read_population,
+    split_sides,
 )
 from tfmuscle.preprocessing.dixon import fat_fraction as fraction_of
 from tfmuscle.preprocessing.dixon import identify_water_fat
@@ -62,6 +64,7 @@ class MeasureOptions:
         population: `cohort.csv` of other people.
         axis: direction of the limb, see `measuring.limb`.
         landmark: structure whose ends are 0 and 100 % of the limb.
+        split_sides: part structures without a side into left and right.
     """
 
     names: str | Path | None = None
@@ -72,6 +75,7 @@ class MeasureOptions:
     population: str | Path | None = None
     axis: str = AXES[0]
     landmark: str | None = None
+    split_sides: bool = False
 
     def __post_init__(self) -> None:
         if self.dixon is not None and self.fat_fraction is not None:
@@ -101,6 +105,7 @@ class Read:
         subject: its name.
         labels: ids.
         label_map: their names, also made-up ones.
+        named: the same before sides were split.
         images: what is measured inside.
         picture: image to be drawn below labels, or None.
         remarks: what the user should know.
@@ -109,6 +114,7 @@ class Read:
     subject: str
     labels: Volume
     label_map: LabelMap
+    named: LabelMap
     images: Images
     picture: Volume | None
     remarks: tuple[str, ...]
@@ -182,8 +188,18 @@ def _read(path: Path, options: MeasureOptions) -> Read:
     label_map = LabelMap(dict(known.names) | {key: f"label_{key}" for key in nameless}, ignore=known.ignore)
     if not set(ids) - {known.ignore}:
         raise DataError(f"{path}: nothing is labelled in it; give labels of at least one structure")
+    named, (labels, label_map) = label_map, _parted(labels, label_map, options)
     images, picture = _images(labels, options, remarks)
-    return Read(case_id(path), labels, label_map, images, picture, tuple(remarks))
+    return Read(case_id(path), labels, label_map, named, images, picture, tuple(remarks))
+
+
+def _parted(labels: Volume, label_map: LabelMap, options: MeasureOptions) -> tuple[Volume, LabelMap]:
+    if not options.split_sides:
+        return labels, label_map
+    try:
+        return split_sides(labels, label_map)
+    except ValueError as error:
+        raise DataError(f"{labels.source}: {error}") from error
 
 
 def _images(labels: Volume, options: MeasureOptions, remarks: list[str]) -> tuple[Images, Volume | None]:
@@ -238,11 +254,11 @@ def _exchanged(water: Volume, fat: Volume) -> str:
     return what if exchanged else ""
 
 
-def _compared(read: Read, path: Path, options: MeasureOptions, axis: int) -> list[Any]:
-    other = _on_grid(read_label_image(path), read.labels)
-    table = names_of(path)
-    if table is None or (options.names is not None and not set(table.structures) & set(read.label_map.structures)):
-        table = read.label_map
+def _compared(read: Read, path: Path, options: MeasureOptions, axis: int) -> list[Agreement]:
+    other, table = _on_grid(read_label_image(path), read.labels), names_of(path)
+    if table is None or (options.names is not None and not set(table.structures) & set(read.named.structures)):
+        table = read.named
+    other, table = _parted(other, table, options)
     return agreement(read.labels, read.label_map, other, table, axis)
 
 
@@ -278,7 +294,8 @@ def fingerprint(labels: Path, options: MeasureOptions) -> dict[str, Any]:
     """Returns what decides the result: version, settings, and names and checksums of files."""
     files = {"labels": labels} | options.files()
     read = {role: {"file": path.name, "sha256": sha256(path)} for role, path in files.items() if path.is_file()}
-    settings = {"axis": options.axis, "landmark": options.landmark, "names": Path(options.names or "").name}
+    settings = {"axis": options.axis, "landmark": options.landmark, "split_sides": options.split_sides}
+    settings |= {"names": Path(options.names or "").name}
     return {"version": tfmuscle.__version__, "settings": settings, "files": read}
 
 
