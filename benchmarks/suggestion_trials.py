@@ -4,11 +4,12 @@
     python benchmarks/suggestion_trials.py slices -o OUT --part judge
     python benchmarks/suggestion_trials.py anew -o OUT --part judge [--only NAME ...]
     python benchmarks/suggestion_trials.py table -o OUT --part judge
+    python benchmarks/suggestion_trials.py rules -o OUT --part judge
 
 `opinions` writes each scan with five slices drawn, at equal distances, and trains a small network on them: by the
 recipe of `mehrabi_latent`, as `fit --labels` does. `slices` asks `suggest` for three more, and takes three that make
-the distances as even as can be; both sets are then interpolated. `anew` trains networks on both sets, too. Every row
-is written when it is there, and a call goes on with what is missing.
+the distances as even as can be; both sets are then interpolated. `anew` trains networks on both sets, too. `rules`
+compares what `suggest` asks with its parts alone and with a perfect opinion. A call goes on with what is missing.
 
 Parts. `judge`: every second muscle of the man of the Visible Human (left leg, 150 mm or longer, painted at 3 x 3 x 5 mm
 as `ten_slices.py` does and cut to 25 mm around the muscle) and eight hippocampi. `develop`: every third muscle of the
@@ -20,6 +21,7 @@ Measured on the whole scan, and on the slices that neither way draws; of hippoca
 import argparse
 import csv
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,10 @@ import numpy as np
 from legs import PAINTED, make_body, world_edges  # the scripts beside this one
 from ten_slices import draw, even, painted
 
+from tfmuscle.disagreement import Opinion, choose_slices, probable_error, slice_disagreement
 from tfmuscle.evaluation.label_curve import mean_interval
 from tfmuscle.files import read_json
-from tfmuscle.interpolation import interpolate_slices
+from tfmuscle.interpolation import expected_error, interpolate_slices
 from tfmuscle.io import read_label_image, read_volume
 from tfmuscle.io.label_tables import names_of
 from tfmuscle.labelled_slices import LabelledSlices
@@ -164,6 +167,35 @@ def table(chosen: argparse.Namespace) -> None:
                 print(summary(f"{by}, {kind or 'all'}, {what}", some, what))
 
 
+def rules(chosen: argparse.Namespace) -> None:
+    """Prints what each rule gains over even distances, by interpolation of the whole scan."""
+    gained: dict[str, list[float]] = {}
+    for folder in scans(chosen):
+        truth, names = read_label_image(folder / "first/truth.nii.gz"), label_map_of(folder / "first")
+        about = read_json(folder / "first/drawn.json")
+        axis, drawn = about["axis"], about["slices"]
+        few = LabelledSlices(axis, tuple(drawn), truth.spacing[axis])
+        shapes = Opinion("shapes", interpolate_slices(truth, names, few), (drawn[0], drawn[-1]))
+        network = Opinion("network", read_label_image(folder / "first/run_labels/scan.nii.gz"))
+        differing, wrong = (
+            slice_disagreement([shapes, other], names, axis).sum(axis=0) for other in (network, Opinion("truth", truth))
+        )
+        told = expected_error(truth, names, few).sum(axis=0)
+        nothing, both = np.full_like(told, np.nan), probable_error(differing, told, drawn)
+        own = probable_error(differing, nothing, drawn)
+        scores = {"disagreement alone": differing, "less own mistakes": own, "slices left out alone": told}
+        ways = {called: choose_slices(score, drawn, MORE) for called, score in (scores | {"both": both}).items()}
+        ways |= {"the truth": choose_slices(wrong, drawn, MORE), "even": even(drawn, MORE)}
+        for called, further in ways.items():
+            filled = interpolate_slices(truth, names, replace(few, indices=tuple(sorted({*drawn, *further}))))
+            gained.setdefault(called, []).append(dice(filled, truth, names))
+    evenly = np.array(gained.pop("even"))
+    for called, values in gained.items():
+        more = values - evenly
+        low, high = mean_interval(more.tolist())
+        print(f"| {called} | {len(more)} | {more.mean():+.4f} | {low:+.4f} to {high:+.4f} | {np.mean(more > 0):.0%} |")
+
+
 def summary(called: str, rows: list[dict[str, Any]], what: str) -> str:
     """Returns a row of the table."""
     if len(rows) < 2:
@@ -203,7 +235,7 @@ def dice(found: Volume, truth: Volume, names: LabelMap, mask: np.ndarray | None 
 
 
 def main() -> None:
-    steps = {"opinions": opinions, "slices": slices, "anew": anew, "table": table}
+    steps = {"opinions": opinions, "slices": slices, "anew": anew, "table": table, "rules": rules}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("step", choices=steps)
     parser.add_argument("--data", type=Path, help="folder of visible_human and hippocampus")
