@@ -1,12 +1,12 @@
 """Ways to label sweeps of which a few slices are drawn, under the same protocols, in one table.
 
     python benchmarks/propagation.py -d DATASET -o OUT [--subjects ID ...] [--protocols start every100 share3]
-        [--methods interpolate grow watershed registration] [--carry NAME=RUN ...] [--segment NAME=RUN ...]
+        [--methods interpolate grow watershed registration] [--carry NAME=RUN[,RUN...] ...] [--segment NAME=RUN ...]
         [--structures NAME ...] [--every 100] [--shown 1] [--largest]
 
-`--methods` and `--carry` (runs of `fit --preset ifss_net`) label every sweep with `tfmuscle propagate` from the slices
-that a protocol draws; `--segment` (ordinary runs) labels it with `tfmuscle predict` from none, and stands beside them.
-Then `tfmuscle evaluate` measures, and `tfmuscle sweep-tables` compares. What is there stays on a rerun, so that more
+`--methods` and `--carry` (runs of `fit --preset ifss_net`, several where each learned muscles of its own) label every
+sweep with `tfmuscle propagate` from the slices that a protocol draws; `--segment` (ordinary runs) labels it with
+`tfmuscle predict` from none, and stands beside them. Then `tfmuscle evaluate` measures, and `tfmuscle sweep-tables` compares. What is there stays on a rerun, so that more
 methods can be added to a folder; a table is made of all that is asked for.
 
     OUT/<protocol>/                          a dataset whose labels have the ignore id on the drawn slices
@@ -184,7 +184,9 @@ def prepare(
 def _ways(options: argparse.Namespace) -> dict[str, list[str]]:
     """Returns name -> the words that make a command of it."""
     ways = {name: ["propagate", "--method", name] for name in options.methods}
-    ways |= {word.partition("=")[0]: ["propagate", "-m", word.partition("=")[2]] for word in options.carry}
+    for word in options.carry:
+        name, _, runs = word.partition("=")
+        ways[name] = ["propagate", *(part for run in runs.split(",") for part in ("-m", run))]
     return ways | {word.partition("=")[0]: ["predict", "-m", word.partition("=")[2]] for word in options.segment}
 
 
@@ -224,11 +226,13 @@ def run_way(folder: Path, name: str, words: list[str], options: argparse.Namespa
 
 def _about(folder: Path, name: str, words: list[str], options: argparse.Namespace) -> dict[str, Any]:
     """Returns what tables must know of a way, in the form of `predict`."""
-    about = read_json(folder / "dataset.json")
-    note = {"labels": about["labels"], "dataset": about["name"], "part": options.part, "model": name}
+    data = read_json(folder / "dataset.json")
+    note = {"labels": data["labels"], "dataset": data["name"], "part": options.part, "model": name}
     if words[1] == "-m":
-        run = Path(words[2])
-        config, made = (read_json(run / file) if (run / file).exists() else {} for file in ("train.json", "about.json"))
+        runs = [Path(word) for word in words[2::2]]
+        config, *_ = (read_json(run / "train.json") if (run / "train.json").exists() else {} for run in runs)
+        about = [read_json(run / "about.json") if (run / "about.json").exists() else {} for run in runs]
+        made = about[0] | {"seconds": sum(one.get("seconds") or 0 for one in about) or None}
         note |= {key: config.get(key) for key in ("model", "preset", "seed", "fold", "scale")}
         note |= {"epochs": made.get("epochs"), "trained_on": made.get("hardware")}
         note |= {"training_seconds": made.get("seconds")}

@@ -8,7 +8,7 @@ builds the records, trains what is not trained yet (Ctrl-C, and run again, to go
 `propagation.py` takes to measure all runs that have weights. Names are those of the published figures, which
 `sweep-tables` puts beside ours: `temporal_bi` is the recipe as it is, and every other run differs from it in one thing.
 At laptop scale the recipe itself has α = β = 1/2, which is the Dice loss of the paper's ablation: there `dice_loss`
-would be `temporal_bi` once more and is left out, and `tversky_learned` is what differs.
+would be `temporal_bi` once more and is left out, and `tversky` is what differs.
 """
 
 import argparse
@@ -25,7 +25,7 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "no_recurrence": ("--propagation", "feedback=expert"),
     "window_10": (),  # other records
     "dice_loss": ("--option", "tversky=fixed"),  # α = β = ½: Dice with linear denominators
-    "tversky_learned": ("--option", "tversky=learned"),
+    "tversky": ("--option", "tversky=learned"),
     "fixed_3.5": ("--propagation", "supervision=fixed", "--propagation", "every=100"),
     "fixed_2": ("--propagation", "supervision=fixed", "--propagation", "every=200"),
     "fixed_1": ("--propagation", "supervision=fixed", "--propagation", "every=300"),
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--from", dest="start", type=Path, help="run that all start from, e.g. a seg_net_fs")
     parser.add_argument("--learning-rate", type=float)
     options = parser.parse_args(arguments)
-    same = "dice_loss" if options.scale == "laptop" else "tversky_learned"
+    same = "dice_loss" if options.scale == "laptop" else "tversky"
     try:
         for name in options.only:
             if name != same:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from tfmuscle.evaluation.muscles import read_measured
 from tfmuscle.evaluation.published import SWEEP_ABLATIONS
@@ -68,6 +69,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("benchmark")
     phantom(folder / "data", subjects=2, kind="ultrasound", seed=3, spacing=(4.8, 4.8, 5.0))
     words = ["-d", folder / "data", "-o", folder / "out", "--protocols", "start", "share3", "--methods", "interpolate"]
+    words.append("--largest")
     propagation.main(list(map(str, words)))
     return folder
 
@@ -108,6 +110,14 @@ def test_one_table_of_all_protocols(made):
     assert (made / "out/tables_share3/surfaces").is_dir()
 
 
+def test_the_largest_piece_of_each_structure(made):
+    rows = [read_json(made / "out" / tables / "methods.json")["rows"] for tables in ("tables", "tables_largest")]
+    assert [len(part) for part in rows] == [len(rows[0])] * 2
+    for path in (made / "out/share3/methods/interpolate/largest/labels").glob("*.nii.gz"):
+        array = read_label_image(path).array
+        assert [ndimage.label(array == key, np.ones((3, 3, 3)))[1] for key in (1, 2, 3)] == [1, 1, 1]
+
+
 def test_what_is_there_stays_and_other_settings_are_refused(made, capsys):
     words = ["-d", made / "data", "-o", made / "out", "--protocols", "share3", "--methods", "interpolate"]
     label = next((made / "out/share3/methods/interpolate/labels").glob("*.nii.gz"))
@@ -141,4 +151,24 @@ def test_ablations_differ_in_one_thing_and_go_on_where_they_stopped(tmp_path, mo
     assert set(fits[1]) - set(fits[0]) == {str(tmp_path / "runs/temporal_uni"), "--option", "temporal=uni", "--resume"}
     assert 'structures=["soleus"]' in fits[0]
     assert capsys.readouterr().out == f"--structures soleus --methods --carry fixed_1={tmp_path / 'runs/fixed_1'}\n"
-    assert set(ablations.ABLATIONS) | {"tversky"} == set(SWEEP_ABLATIONS)
+    assert set(ablations.ABLATIONS) == set(SWEEP_ABLATIONS)
+    for scale, left_out in (("laptop", "dice_loss"), ("full", "tversky")):  # each is the recipe of its scale as it is
+        said.clear()
+        words = [
+            "--only",
+            "dice_loss",
+            "tversky",
+            "window_10",
+            "--scale",
+            scale,
+            "--from",
+            "seg",
+            "--learning-rate",
+            "0.1",
+        ]
+        ablations.main([str(tmp_path / "data"), "-o", str(tmp_path / scale), *words])
+        fits = {words[words.index("-o") + 1].split("/")[-1]: words for words in said if words[0] == "fit"}
+        assert set(fits) == {"dice_loss", "tversky", "window_10"} - {left_out}
+        for name, words in fits.items():
+            assert words[words.index("--from") + 1] == "seg" and words[words.index("--learning-rate") + 1] == "0.1"
+            assert ("slices=11" in words) is (name == "window_10" and scale == "laptop")

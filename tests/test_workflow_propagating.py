@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import re
+import shutil
 
 import keras
 import numpy as np
@@ -14,7 +15,7 @@ from tfmuscle.cli import tfmuscle_group
 from tfmuscle.config import Propagation, TrainConfig
 from tfmuscle.errors import DataError
 from tfmuscle.files import read_json, sha256, write_json
-from tfmuscle.inference.propagation import load_propagation, network_carrier, prepare
+from tfmuscle.inference.propagation import carrier_of_several, load_propagation, network_carrier, prepare
 from tfmuscle.io import read_label_image, read_volume, write_volume
 from tfmuscle.io.label_tables import names_of
 from tfmuscle.labels import LabelMap
@@ -333,14 +334,14 @@ def test_annotations_that_cannot_be_used(case, tmp_path):
         propagate(dataclasses.replace(case, labels=tmp_path / "none.nii.gz"), out)
     for wrong, message in (
         ({"method": "magic"}, "method is 'magic'; choose one of registration"),
-        ({"run": tmp_path, "method": "grow"}, "a network and the method grow are given"),
+        ({"runs": (tmp_path,), "method": "grow"}, "a network and the method grow are given"),
         ({"count": 0}, "0 slices are wanted"),
     ):
         with pytest.raises(ValueError, match=message):
             Propagating(**wrong)
     with pytest.raises(DataError, match="holds no network that carries masks"):
         write_volume(case.labels, Volume(few(ids), geometry()))
-        propagate(case, out, Propagating(run=tmp_path))
+        propagate(case, out, Propagating(runs=(tmp_path,)))
     assert not out.exists()
 
 
@@ -359,7 +360,7 @@ def run(tmp_path):
 
 def test_a_network_in_its_own_frame(case, run, tmp_path):
     out = tmp_path / "all.nii.gz"
-    result = propagate(case, out, Propagating(run=run))
+    result = propagate(case, out, Propagating(runs=(run,)))
     found, truth = read_label_image(out), legs()[1]
     assert found.geometry.same_grid(geometry()) and np.array_equal(found.array[..., DRAWN], truth[..., DRAWN])
     assert any("training has not finished" in note for note in result.notes)
@@ -372,21 +373,50 @@ def test_a_network_in_its_own_frame(case, run, tmp_path):
     carried = np.rint(carried * 255)  # as they are kept
     judge = np.where(carried.max(axis=-1) >= 127.5, np.array([2, 5])[carried.argmax(axis=-1)], 0)
     assert set(np.unique(judge)) > {0} and np.array_equal(judge[1:], found.array.transpose(2, 1, 0)[19:])
-    assert propagate(case, out, Propagating(run=run)).fresh == 0
+    assert propagate(case, out, Propagating(runs=(run,))).fresh == 0
     other = load_propagation(run).model
     other.set_weights([weight + 0.1 for weight in other.get_weights()])
     other.save(run / "best.keras")
-    assert propagate(case, out, Propagating(run=run)).fresh == 4  # other weights are another method
+    assert propagate(case, out, Propagating(runs=(run,))).fresh == 4  # other weights are another method
+
+
+def test_networks_of_one_structure_each(case, run, tmp_path):
+    """Each structure goes as its own network carries it; the other's weights do not matter."""
+    names = {2: "soleus", 5: "gracilis"}
+    runs = []
+    for number, name in enumerate(names.values()):
+        runs.append(tmp_path / name)
+        shutil.copytree(run, runs[-1])
+        write_json(runs[-1] / "propagation.json", Propagation(structures=(name,)).to_dict())
+        network = load_propagation(runs[-1]).model
+        network.set_weights([weight + 0.1 * number for weight in network.get_weights()])
+        network.save(runs[-1] / "best.keras")
+    carriers = [network_carrier(load_propagation(one)) for one in runs]
+    both = carrier_of_several([load_propagation(one) for one in runs[::-1]], list(names.values()))
+    rng = np.random.default_rng(0)
+    images, masks = rng.normal(size=(3, 48, 56)).astype(np.float32), rng.random((3, 48, 56, 2)).astype(np.float32)
+    found = both.begin(images, masks)(images, masks)
+    for number, carrier in enumerate(carriers):
+        alone = carrier.begin(images, masks[..., [number]])(images, masks[..., [number]])
+        np.testing.assert_array_equal(found[..., [number]], alone)
+    result = propagate(case, tmp_path / "all.nii.gz", Propagating(runs=tuple(runs)))
+    assert result.fresh and propagate(case, tmp_path / "all.nii.gz", Propagating(runs=tuple(runs))).fresh == 0
+    write_json(runs[0] / "propagation.json", Propagation(structures=("other",)).to_dict())
+    with pytest.raises(DataError, match=f"none of the networks learned {names[2]}, only {names[5]}, other; give one"):
+        propagate(case, tmp_path / "all.nii.gz", Propagating(runs=tuple(runs)))
+    write_json(runs[0] / "spec.json", read_json(runs[0] / "spec.json") | {"size": [64, 64]})
+    with pytest.raises(DataError, match="trained on other records than"):
+        propagate(case, tmp_path / "all.nii.gz", Propagating(runs=tuple(runs)))
 
 
 def test_networks_that_do_not_fit(case, run, tmp_path):
     spec = read_json(run / "spec.json")
     write_json(run / "spec.json", spec | {"orientation": "LSP"})
     with pytest.raises(DataError, match="along axis 2 .S/I., but the network goes along R/L; draw slices across that"):
-        propagate(case, tmp_path / "all.nii.gz", Propagating(run=run))
+        propagate(case, tmp_path / "all.nii.gz", Propagating(runs=(run,)))
     write_json(run / "spec.json", spec | {"spacing": [4.0, 2.0, 2.0]})
     with pytest.raises(DataError, match="was trained on resampled scans"):
-        propagate(case, tmp_path / "all.nii.gz", Propagating(run=run))
+        propagate(case, tmp_path / "all.nii.gz", Propagating(runs=(run,)))
 
 
 def test_the_command(case, tmp_path):

@@ -16,7 +16,14 @@ from tfmuscle.quiet import quiet_start
     "-a", "--annotations", "labels", type=FOLDER, required=True, help="label image in which a few slices are drawn"
 )
 @click.option("-o", "--output", "out", type=FOLDER, required=True, help="label image to write, e.g. labels.nii.gz")
-@click.option("-m", "--model", "run", type=FOLDER, help="run folder of a network that carries masks (ifss_net)")
+@click.option(
+    "-m",
+    "--model",
+    "runs",
+    type=FOLDER,
+    multiple=True,
+    help="run folder of a network that carries masks (ifss_net); several, if each learned structures of its own",
+)
 @click.option(
     "--method",
     type=click.Choice(["registration", "interpolate", "grow", "watershed"]),

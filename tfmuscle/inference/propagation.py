@@ -9,9 +9,12 @@ apart; every window is then brought to the size the network was trained with: cu
 larger, filled up with the window's lowest intensity (and masks with 0) where it is smaller. Masks are 0 outside of what
 was cut.
 
+Networks that learned one structure each (the paper's way) carry theirs side by side: `carrier_of_several`.
+
 A network trained with `feedback="expert"` is fed the drawn slices a way began with, at every window.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -88,6 +91,46 @@ def load_propagation(run: str | Path) -> PropagationRun:
 def network_carrier(run: PropagationRun) -> Carrier:
     """Returns the carrier of a trained network; images are to come from `prepare`."""
     return carrier_of(run.model, run.spec, run.settings)
+
+
+def carrier_of_several(runs: Sequence[PropagationRun], names: Sequence[str]) -> Carrier:
+    """Returns a carrier in which each structure has the first network that learned it; a single one carries all.
+
+    Args:
+        runs: trained on records of one kind.
+        names: of the structures, in the order of their masks.
+
+    Raises:
+        DataError: none of several networks learned a structure, or their records differ.
+    """
+    if len(runs) == 1:
+        return network_carrier(runs[0])
+    specs = [dataclasses.replace(run.spec, label_map=runs[0].spec.label_map) for run in runs]
+    if other := next((run for run, spec in zip(runs, specs, strict=True) if spec != specs[0]), None):
+        raise DataError(f"{other.path}: trained on other records than {runs[0].path}; train all on the same ones")
+    learned = [set(run.settings.structures or run.spec.label_map.structures) for run in runs]
+    owners = [next((number for number, known in enumerate(learned) if name in known), None) for name in names]
+    if None in owners:
+        known = ", ".join(sorted(set().union(*learned)))
+        raise DataError(
+            f"none of the networks learned {names[owners.index(None)]}, only {known};"
+            " give one that did, or a single network, which carries anything"
+        )
+    parts = [(network_carrier(run), np.flatnonzero(np.array(owners) == number)) for number, run in enumerate(runs)]
+    parts = [(carrier, own) for carrier, own in parts if len(own)]
+
+    def begin(images: np.ndarray, masks: np.ndarray) -> Step:
+        steps = [(carrier.begin(images, masks[..., own]), own) for carrier, own in parts]
+
+        def step(images: np.ndarray, masks: np.ndarray) -> np.ndarray:
+            found = np.empty_like(masks)
+            for one, own in steps:
+                found[..., own] = one(images, masks[..., own])
+            return found
+
+        return step
+
+    return Carrier(window=specs[0].depth, starts=specs[0].depth, begin=begin)
 
 
 def carrier_of(model: keras.Model, spec: DataSpec, settings: Propagation) -> Carrier:

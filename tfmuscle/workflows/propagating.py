@@ -25,7 +25,13 @@ import numpy as np
 from tfmuscle.errors import DataError
 from tfmuscle.files import check_outputs, sha256
 from tfmuscle.inference import WEIGHTS_FILE
-from tfmuscle.inference.propagation import PropagationRun, load_propagation, network_carrier, prepare
+from tfmuscle.inference.propagation import (
+    PropagationRun,
+    carrier_of_several,
+    load_propagation,
+    network_carrier,
+    prepare,
+)
 from tfmuscle.io import check_suffix, write_volume
 from tfmuscle.labelled_slices import LabelledSlices, find_slices
 from tfmuscle.labels import LabelMap, distinct
@@ -50,8 +56,8 @@ class Propagating:
     """How masks are propagated.
 
     Attributes:
-        method: one of `METHODS`, without `run`; the first by default.
-        run: run folder of a network that carries masks.
+        method: one of `METHODS`, without `runs`; the first by default.
+        runs: run folders of networks that carry masks, several if each learned structures of its own.
         direction: from which ends: one of `running.DIRECTIONS`.
         fuse: of a carrier's windows: "first" or "mean".
         update: whether slices that were edited in the labels count as drawn.
@@ -59,14 +65,14 @@ class Propagating:
     """
 
     method: str | None = None
-    run: Path | None = None
+    runs: tuple[Path, ...] = ()
     direction: str = "both"
     fuse: str = "first"
     update: bool = False
     count: int = 3
 
     def __post_init__(self) -> None:
-        if self.run is not None and self.method is not None:
+        if self.runs and self.method is not None:
             raise ValueError(f"a network and the method {self.method} are given; choose one of them")
         if self.method is not None and self.method not in METHODS:
             raise ValueError(f"method is {self.method!r}; choose one of {', '.join(METHODS)}, or a trained network")
@@ -106,6 +112,7 @@ class _Tool:
     images: Callable[[], np.ndarray]
     notes: tuple[str, ...] = ()
     reduced: bool = False
+    runs: tuple[PropagationRun, ...] = ()
 
 
 def propagate(
@@ -153,7 +160,7 @@ def propagate(
 
 
 def _tool(scan: Volume, axis: int, options: Propagating) -> _Tool:
-    if options.run is None:
+    if not options.runs:
         frame = frame_of(scan.geometry, axis)
         grid = frame.turned(scan)
         method = make_method(options.method or DEFAULT, grid.spacing)
@@ -161,16 +168,17 @@ def _tool(scan: Volume, axis: int, options: Propagating) -> _Tool:
         notes = (f"{scan.num_channels} channels; the first is looked at",) if several else ()
         array = grid.array[..., 0] if grid.array.ndim == 4 else grid.array
         return _Tool(method, frame, functools.cache(lambda: method.prepare(array)), notes)
-    run = load_propagation(options.run)
+    runs = tuple(map(load_propagation, options.runs))
+    run = runs[0]
     try:
         frame = Frame(run.spec.orientation, scan.geometry, axis)
     except ValueError as error:
-        raise DataError(f"{options.run}: {error}") from error
+        raise DataError(f"{run.path}: {error}") from error
     names = (WEIGHTS_FILE, "propagation.json", "spec.json")
-    about = {name: sha256(run.path / name) for name in names}
+    about = {name + str(n or ""): sha256(one.path / name) for n, one in enumerate(runs) for name in names}
     method = Method(NETWORK, carrier=network_carrier(run), about=about)
-    notes = (run.warning,) if run.warning else ()
-    return _Tool(method, frame, functools.cache(lambda: _prepared(run, frame, scan)), notes, run.config.scale != "full")
+    notes, reduced = tuple(one.warning for one in runs if one.warning), any(one.config.scale != "full" for one in runs)
+    return _Tool(method, frame, functools.cache(lambda: _prepared(run, frame, scan)), notes, reduced, runs)
 
 
 def _prepared(run: PropagationRun, frame: Frame, scan: Volume) -> np.ndarray:
@@ -201,7 +209,12 @@ def _job(
     for plane in np.moveaxis(scan.array, 2, 0):
         digest.update(plane.tobytes())
     folder, direction = place.state / "stretches", tool.frame.way(options.direction)
-    return Job(tool.method, tool.images, ids, keys, digest.hexdigest(), folder, direction, options.fuse)
+    method = tool.method
+    if tool.runs:
+        by_key = {label_map.id_of(name): name for name in label_map.structures}
+        names = [by_key[key] for key in keys]
+        method = dataclasses.replace(method, carrier=carrier_of_several(tool.runs, names))
+    return Job(method, tool.images, ids, keys, digest.hexdigest(), folder, direction, options.fuse)
 
 
 def _fill(job: Job, pieces: Sequence[Stretch], progress: Progress | None) -> int:
