@@ -6,8 +6,9 @@
 
 `--methods` and `--carry` (runs of `fit --preset ifss_net`, several where each learned muscles of its own) label every
 sweep with `tfmuscle propagate` from the slices that a protocol draws; `--segment` (ordinary runs) labels it with
-`tfmuscle predict` from none, and stands beside them. Then `tfmuscle evaluate` measures, and `tfmuscle sweep-tables` compares. What is there stays on a rerun, so that more
-methods can be added to a folder; a table is made of all that is asked for.
+`tfmuscle predict` from none, and stands beside them. Then `tfmuscle evaluate` measures, and `tfmuscle sweep-tables`
+compares. What is there stays on a rerun, so that more methods can be added to a folder; a table is made of all that is
+asked for.
 
     OUT/<protocol>/                          a dataset whose labels have the ignore id on the drawn slices
     OUT/<protocol>/drawn/<subject>.nii.gz    the labels of those slices alone
