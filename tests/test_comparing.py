@@ -195,13 +195,17 @@ class TestCrossValidation:
         assert not result.failures and len(stub.trained) == 6
         assert not list((tmp_path / "cv").rglob("error.txt"))
 
-    def test_an_interrupt_leaves_a_folder_that_goes_on(self, dataset, tmp_path, stub):
+    def test_an_interrupt_leaves_a_folder_that_goes_on(self, dataset, tmp_path, stub, monkeypatch):
         stub.fail = {("slices", 1): KeyboardInterrupt()}
+        monkeypatch.setattr(comparing, "PAGE_SECONDS", 0.0)
         with pytest.raises(KeyboardInterrupt):
             compare(dataset, tmp_path / "cv", "slices")
+        page = (tmp_path / "cv" / "comparison.html").read_text(encoding="utf-8")  # of what was done so far
+        assert "slices, fold 1" in page and "to do" in page and 'http-equiv="refresh" content="30"' in page
         stub.fail = {}
         result = compare(dataset, tmp_path / "cv", "slices")
         assert [fold for *_, fold in stub.trained] == [0, 1, 1] and result.table[0]["n"] == 7
+        assert "refresh" not in (tmp_path / "cv" / "comparison.html").read_text(encoding="utf-8")
         assert not list((tmp_path / "cv").rglob("claim-*"))
 
     def test_a_fold_another_process_is_at_is_left_to_it(self, dataset, tmp_path, stub):
@@ -210,7 +214,7 @@ class TestCrossValidation:
             result = compare(dataset, tmp_path / "cv", "slices")
         assert [fold for *_, fold in stub.trained] == [0, 1, 0]
         assert result.waiting == {"slices, fold 1": "in work: process " + str(os.getpid()) + " on this machine"}
-        assert "In work elsewhere" in (tmp_path / "cv" / "comparison.html").read_text(encoding="utf-8")
+        assert "Not in the tables yet" in (tmp_path / "cv" / "comparison.html").read_text(encoding="utf-8")
 
     def test_leave_one_person_out(self, dataset, tmp_path, stub):
         write_json(tmp_path / "split.json", assign_folds(read_json(tmp_path / "split.json"), folds=6))

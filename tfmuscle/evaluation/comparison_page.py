@@ -15,6 +15,8 @@ from tfmuscle.files import provenance, write_json, write_text
 from tfmuscle.metrics import METRICS
 from tfmuscle.report import Section, difference_plot, figure_png, html_page, model_boxes
 
+REFRESH_SECONDS = 30
+"""A page that is not complete reloads itself."""
 _HEADINGS = {
     "dice": ("Dice", 3),
     "iou": ("IoU", 3),
@@ -64,7 +66,8 @@ def write_comparison(result: Comparison, name: str, *, title: str, published: Ma
     }
     write_json(result.out / f"{name}.json", content)
     reduced = " (reduced)" if result.reduced else ""
-    write_text(result.out / f"{name}.html", html_page(title + reduced, _sections(result, published)))
+    refresh = REFRESH_SECONDS if result.waiting else 0
+    write_text(result.out / f"{name}.html", html_page(title + reduced, _sections(result, published), refresh=refresh))
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -120,7 +123,10 @@ def _sections(result: Comparison, published: Mapping[str, str]) -> list[Section]
     if result.reduced:
         text = "The recipes were cut down to run on a small machine. These figures say nothing about the full recipes."
         sections.insert(0, Section("Reduced", text, notice=True))
-    for what, reasons in (("Failed", result.failures), ("In work elsewhere, not in the tables", result.waiting)):
+    for what, reasons in (
+        ("Failed", result.failures),
+        ("Not in the tables yet", result.waiting),
+    ):
         if reasons:
             table = [{"what": key, "reason": reason} for key, reason in reasons.items()]
             sections.append(Section(f"{what}: {len(reasons)}", table=table, notice=True))

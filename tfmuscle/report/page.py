@@ -62,12 +62,19 @@ figcaption { font-size: .9rem; opacity: .8; overflow-wrap: anywhere; }
 """
 
 
-def html_page(title: str, sections: Sequence[Section]) -> str:
-    """Returns a page in one file, readable in light and dark, with every string escaped."""
+def html_page(title: str, sections: Sequence[Section], *, refresh: int = 0) -> str:
+    """Returns a page in one file, readable in light and dark, with every string escaped.
+
+    Args:
+        title: of the page.
+        sections: its parts.
+        refresh: seconds after which a browser loads it again; 0 for a page that is complete.
+    """
     body = "\n".join(_section(section) for section in sections)
     head = (
         f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
     )
+    head += f'<meta http-equiv="refresh" content="{refresh}">' * (refresh > 0)
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head>{head}<style>{_STYLE}</style></head>\n'
         f"<body><h1>{html.escape(title)}</h1>\n{body}\n</body></html>\n"

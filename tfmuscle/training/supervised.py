@@ -9,6 +9,7 @@ The run folder holds everything prediction needs and says how it came about:
     transfer.json                       whose weights the network started with, if it did (`transfer.py`)
     best.keras                          the model of the epoch that `selection` prefers
     history.csv  curves.png             one row an epoch, and the picture of it
+    report.html                         the page of the run, written again as epochs end (`live_page.py`)
     postprocessing.json                 how predictions are cleaned, if the recipe says so
     about.json                          versions, hardware, seconds, best epoch; written last: the run is complete
     state/  tensorboard/                backup of the newest epoch (removed at the end), logs
@@ -51,6 +52,7 @@ from tfmuscle.training.callbacks import (
     write_history,
 )
 from tfmuscle.training.deep_supervision import model_options, output_shapes, output_shares, with_coarse_labels
+from tfmuscle.training.live_page import Examples, LivePage, examples_of, write_page
 from tfmuscle.training.optimisers import make_optimiser
 from tfmuscle.training.schedule import best_epoch, curves, should_stop
 from tfmuscle.training.transfer import TRANSFER_FILE, begin, identify
@@ -142,12 +144,14 @@ def _train(
     )
     batches = with_coarse_labels(batches, model, spec)
     distribution.ready(model, batches, strategy)
+    validation = _validation(model, paths["validation"], spec, config, samples["validation"])
     try:
         train_epochs(
             model,
             batches,
             Recorder(run, config, history, steps=steps, progress=progress),
-            validation=_validation(model, paths["validation"], spec, config, samples["validation"]),
+            validation=validation,
+            examples=None if validation is None else examples_of(validation, spec),
         )
     except distribution.LOST as error:
         if config.devices == "machines":
@@ -156,7 +160,12 @@ def _train(
 
 
 def train_epochs(
-    model: keras.Model, batches: tf.data.Dataset, recorder: Recorder, *, validation: tf.data.Dataset | None = None
+    model: keras.Model,
+    batches: tf.data.Dataset,
+    recorder: Recorder,
+    *,
+    validation: tf.data.Dataset | None = None,
+    examples: Examples | None = None,
 ) -> None:
     """Trains the epochs that are left and completes the run folder.
 
@@ -165,9 +174,11 @@ def train_epochs(
         batches: those of all epochs that are left, one after another.
         recorder: knows the run folder, its settings and the epochs that are done.
         validation: what every epoch ends with, if there is anything.
+        examples: samples that the page of the run shows.
     """
     run, config, history = recorder.run, recorder.config, recorder.history
     recipe, started = config.recipe, time.monotonic()
+    page = LivePage(run, config, history, examples)
     stopped = should_stop(history, recipe.patience, recipe.patience_of)  # killed between the last epoch and the end
     model.fit(
         batches,
@@ -176,10 +187,11 @@ def train_epochs(
         epochs=len(history) if stopped else config.epochs,
         steps_per_epoch=recorder.steps,
         shuffle=False,
-        callbacks=[recorder, Backup(run / "state"), RampLoss(), *tensorboard(run)],
+        callbacks=[recorder, Backup(run / "state"), RampLoss(), page, *tensorboard(run)],
         verbose=0,
     )
-    finish(run, model, config, history, seconds=time.monotonic() - started, steps=recorder.steps)
+    seconds = time.monotonic() - started
+    finish(run, model, config, history, seconds=seconds, steps=recorder.steps, picture=page.picture())
 
 
 def _silent(sentence: str) -> None:
@@ -343,12 +355,14 @@ def finish(
     *,
     seconds: float,
     steps: int,
+    picture: bytes | None = None,
 ) -> None:
-    """Completes a run folder: curves, history and `about.json`; the backup goes."""
+    """Completes a run folder: curves, page, history and `about.json`; the backup goes."""
     best = best_epoch(history, config.recipe.selection)
-    figure = training_curves(curves(history))
+    drawn = figure_png(training_curves(curves(history)))
     with atomic_path(run / "curves.png") as temporary:
-        temporary.write_bytes(figure_png(figure))
+        temporary.write_bytes(drawn)
+    write_page(run, config, history, picture=picture, drawn=drawn, finished=True)
     write_history(run / "history.csv", history)
     about = provenance() | {
         "epochs": len(history),

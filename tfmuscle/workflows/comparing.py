@@ -6,7 +6,7 @@
     OUT/<candidate>/fold_0/ ...         run, predictions, report, result.json (`fold_jobs.py`)
     OUT/<candidate>/predictions/        labels of every subject, made by the network that had left it out
     OUT/<candidate>/postprocessing.json cleaning chosen on them, where the preset follows nnU-Net's plan
-    OUT/comparison.csv .json .html      of a study: study.csv .json .html
+    OUT/comparison.csv .json .html      of a study: study.csv .json .html; written again as folds end
 
 Folds are of persons and the same for every candidate. Trainings follow one another, each in a process of its own; one
 that fails is reported and the others go on. The same call again goes on where the last one was: a finished fold is
@@ -17,7 +17,8 @@ folds that nobody has (`processes.claimed`), the last one to end sees all result
 import dataclasses
 import functools
 import math
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ from tfmuscle.workflows.processes import claimed, claimed_in_turn, run_apart
 from tfmuscle.workflows.staging import stages_of
 from tfmuscle.workflows.summarising import PREDICTIONS, collect, summarise
 from tfmuscle.workflows.variants import FIRST_STAGE, Candidate, candidates_of_presets, candidates_of_study
+
+PAGE_SECONDS = 15.0
+"""Least time between two pages of what is done so far."""
 
 
 def cross_validate(
@@ -125,7 +129,18 @@ def _run(
     planned = decide(job, candidates, progress)
     failures: dict[str, str] = {}
     waiting: dict[str, str] = {}
-    prior = None
+    prior, shown = None, time.monotonic()
+
+    def so_far(to_do: Sequence[str]) -> None:
+        """Shows what is done while the rest is being trained."""
+        nonlocal shown
+        if time.monotonic() - shown < PAGE_SECONDS:
+            return
+        shown = time.monotonic()
+        with claimed_in_turn(job.out):
+            left = waiting | dict.fromkeys(to_do, "to do")
+            summarise(job, planned, failures=failures, waiting=left, published=published)
+
     for group in ([item for item in planned if not item.spec.prior], [item for item in planned if item.spec.prior]):
         if group and group[0].spec.prior:
             prior = _first_stage(job, planned)
@@ -133,7 +148,7 @@ def _run(
                 failures |= {item.candidate.name: "its first stage has folds that are not done" for item in group}
                 continue
         _make_records(job, group, prior, failures, progress)
-        waiting |= _train_all(job, group, prior, failures, progress)
+        waiting |= _train_all(job, group, prior, failures, progress, so_far)
     with claimed_in_turn(job.out):  # two processes that end together write one after the other
         return summarise(job, planned, failures=failures, waiting=waiting, published=published, progress=progress)
 
@@ -177,7 +192,12 @@ def _tell(progress: Progress, other: str) -> None:
 
 
 def _train_all(
-    job: Job, planned: Sequence[Planned], prior: Path | None, failures: dict[str, str], progress: Progress | None
+    job: Job,
+    planned: Sequence[Planned],
+    prior: Path | None,
+    failures: dict[str, str],
+    progress: Progress | None,
+    so_far: Callable[[Sequence[str]], None],
 ) -> dict[str, str]:
     """Does every fold that is not finished; adds to `failures`, returns those another process is at."""
     to_do = [(item, number) for item in planned for number in job.chosen if not item.is_done(number)]
@@ -203,6 +223,8 @@ def _train_all(
             failures[name] = problem
         if progress is not None:
             progress(sum(steps[: place + 1]), sum(steps), name)
+        if left := [f"{other.candidate.name}, fold {fold}" for other, fold in to_do[place + 1 :]]:
+            so_far(left)
     return {name: who for name, who in waiting.items() if not _done_by_now(planned, name)}
 
 
