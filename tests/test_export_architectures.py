@@ -99,6 +99,13 @@ def test_litert_takes_every_network_of_slices(made, case, tmp_path):
     agree(STARTERS["litert"](tmp_path)(one.images), one.expected, TOLERANCE["litert"])
 
 
+def test_what_is_not_exported_says_so_in_its_file():
+    others = sorted(set(models.available()) - set(ALONE))
+    assert others == ["ifss_net", "pg_net"]
+    for name in others:
+        assert "Not exported: " in (models.FOLDER / f"{name}.py").read_text(encoding="utf-8").split('"""')[1]
+
+
 def test_litert_refuses_volumes_and_says_what_takes_them(made, tmp_path):
     with pytest.raises(DataError, match="LiteRT cannot express the network .*; use --format onnx"):
         WRITERS["litert"](made("unet, 3D").graph, tmp_path, Wanted())

@@ -104,6 +104,30 @@ def test_one_changed_byte_is_refused(bundle, scan, name, tmp_path):
         file.write_bytes(before)
 
 
+def test_one_changed_byte_of_any_file_of_any_format_is_refused(bundle):
+    folder = bundle[0] / "1"
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    kinds = {"saved_model.pb", "network.onnx", "network.xml", "network.bin", "network.tflite", "train_0.json"}
+    assert kinds <= {path.name for path in files} and any("variables.data" in path.name for path in files)
+    for file in files:
+        before = file.read_bytes()
+        for place in {0, len(before) - 1} if before else ():
+            file.write_bytes(before[:place] + bytes([before[place] ^ 32]) + before[place + 1 :])
+            with pytest.raises(DataError, match=f"{file.name}.*(changed|valid JSON)"):
+                open_bundle(bundle[0])
+        file.write_bytes(before)
+    open_bundle(folder)
+
+
+def test_an_export_that_fails_leaves_the_version_as_it_was(bundle, tiny_run, scan, monkeypatch):
+    honest = Run.probabilities
+    monkeypatch.setattr(Run, "probabilities", lambda run, images: honest(run, images)[..., ::-1])
+    with pytest.raises(DataError, match="says something else than Keras"):
+        export([tiny_run], bundle[0], "onnx", options=ExportOptions(scans=scan, licence="another"))
+    assert open_bundle(bundle[0]).formats == ("saved_model", *CONVERTED)
+    assert not list(bundle[0].glob(".tmp-*"))
+
+
 def test_a_strange_file_and_a_missing_one_are_refused(bundle):
     strange = bundle[0] / "1" / "strange.py"
     strange.write_text("")
@@ -142,6 +166,19 @@ def test_a_run_whose_records_are_gone_asks_for_scans(tiny_run, tmp_path, scan):
         assert export([tiny_run], tmp_path / "bundle", "onnx", options=ExportOptions(scans=scan)).parity.windows > 1
     finally:
         note.write_text(before)
+
+
+def test_a_cascade_and_a_network_that_carries_masks_are_refused_by_name(tiny_run, tmp_path):
+    (tmp_path / "cascade.json").write_text("{}")
+    with pytest.raises(DataError, match="is a cascade, whose boxes come from .*; label scans .* 'tfmuscle predict -m"):
+        export([tmp_path], tmp_path / "bundle", "saved_model")
+    carrying = tmp_path / "carrying"
+    carrying.mkdir()
+    for name in ("spec.json", "train.json"):
+        (carrying / name).write_text((tiny_run / name).read_text())
+    (carrying / "propagation.json").write_text("{}")
+    with pytest.raises(DataError, match="carries masks from drawn slices .*; use 'tfmuscle propagate -m"):
+        export([carrying], tmp_path / "bundle", "onnx")
 
 
 def test_engines_of_bundles_are_refused_for_runs(tiny_run, scan, tmp_path):

@@ -190,6 +190,12 @@ def test_a_bundle_holds_what_an_engine_is_built_from_and_predicts(machine, tiny_
     held = sorted(path.name for path in (bundle.path / "tensorrt").iterdir())
     assert held == ["engine.json", "network.onnx"]
     assert json.loads((bundle.path / "tensorrt/engine.json").read_text()) == {"precision": precision, "batches": [2, 4]}
+    file = bundle.path / "tensorrt/network.onnx"
+    before = file.read_bytes()
+    file.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    with pytest.raises(DataError, match=r"network\.onnx: is missing or has changed"):
+        open_bundle(tmp_path / "bundle")
+    file.write_bytes(before)
     shown = "| tensorrt |" if precision == "float32" else "| tensorrt float16 |"
     assert shown in (bundle.path / "MODEL_CARD.md").read_text(encoding="utf-8")
     for name, model, engine in (("keras", tiny_run, "keras"), ("engine", tmp_path / "bundle", "tensorrt")):

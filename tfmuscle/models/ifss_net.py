@@ -15,6 +15,9 @@ Channel 0 of the answer is background and channel 1 the structure, as everywhere
 `fusion="concat_xcorr"` is the paper's third ablation, of which it says no more than the name. Here both streams are
 joined with nine maps of how well they match, the cosine of their features at the same place and its eight neighbours
 in the plane (FlowNet's correlation), and convolved.
+
+Not exported: one answer is one step of a loop over a scan that feeds each window the mask of the one before, and only
+the loop labels anything; `tfmuscle propagate` runs it.
 """
 
 from functools import partial

@@ -10,6 +10,9 @@ Al Chanti et al. state 8,649,224 parameters for the copy they compare with and n
 residual encoder of 18 layers (`blocks` (3, 4, 6, 3) for 34) with the widths of ResNet in place of ResNet-50, trained
 from nothing, and RGMP's decoder with its 256 maps. Normalisation is per frame, for batches of one. Their answers on
 the coarser levels, used in training only, are left out.
+
+Not exported: one answer is one step of a loop over a recording that feeds each frame the mask of the one before, and
+only the loop labels anything; `tfmuscle propagate` runs it.
 """
 
 from collections.abc import Sequence
