@@ -1,4 +1,7 @@
-"""Draws the pictures of docs/data.md from phantoms: `python docs/figures.py`. Nothing in them is a patient."""
+"""Draws the pictures of docs/data.md and docs/measure.md from phantoms: `python docs/figures.py`.
+
+Nothing in them is a patient.
+"""
 
 import tempfile
 from pathlib import Path
@@ -9,9 +12,13 @@ from matplotlib.figure import Figure
 
 from tfmuscle.config import DataSpec
 from tfmuscle.labels import IGNORE, LabelMap
+from tfmuscle.measuring import find_flags, measure_structures
+from tfmuscle.phantom import make_phantom
 from tfmuscle.records import read_index, read_shard
 from tfmuscle.report import figure_png
+from tfmuscle.report.measurements import area_figures, flagged_slices
 from tfmuscle.subjects import read_dataset
+from tfmuscle.volume import Volume
 from tfmuscle.workflows.building import build_records
 from tfmuscle.workflows.data import phantom, plan_spec
 
@@ -30,6 +37,27 @@ def main() -> None:
         for kind, (limb, settings) in KINDS.items():
             sample, spec = middle_sample(Path(scratch), kind, limb, settings)
             draw(sample, spec, HERE / f"record_{kind}.png")
+    draw_measures(HERE / "measure_flags.png", HERE / "measure_areas.png")
+
+
+def draw_measures(flags_path: Path, areas_path: Path) -> None:
+    """Draws what `tfmuscle measure` shows of a thigh into which two mistakes were drawn: docs/measure.md."""
+    made = make_phantom("thigh", seed=3, contrast="dixon")
+    labels, key = made.labels.array.copy(), made.label_map.id_of
+    middle = labels.shape[2] // 2
+    stray = labels[:, :, middle : middle + 2]
+    stray[stray == key("gracilis_right")] = key("gracilis_left")  # a piece under the other side's name
+    upper = labels[:, :, -3:]
+    upper[upper == key("sartorius_left")] = 0
+    volume = Volume(labels, made.labels.geometry)
+    structures = measure_structures(volume, made.label_map)
+    wrong = [flag for flag in find_flags(structures, made.label_map) if flag.kind in ("side", "pieces")]
+    water = Volume(made.image.array[..., 0], made.image.geometry)
+    for path, figure in (
+        (flags_path, flagged_slices(water, volume, wrong, label_map=made.label_map)),
+        (areas_path, area_figures(structures)[0]),
+    ):
+        path.write_bytes(figure_png(figure, dpi=80))
 
 
 def middle_sample(scratch: Path, kind: str, limb: str, settings: dict) -> tuple[dict, DataSpec]:

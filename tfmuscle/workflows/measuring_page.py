@@ -120,7 +120,18 @@ def _doubts(measures: Measures) -> Section:
     text = f"{len(flags)} flags: {counts}. A flag is a suspicion; the slices decide."
     if any(flag.kind == "population" for flag in flags):
         text += f" Population: robust z beyond {FAR}, of {FEWEST_PEOPLE} other people or more, sides together."
-    return Section("Look here", text=text, table=flag_rows(flags), pictures=pictures, notice=True)
+    return Section("Look here", text=text, table=_joined(flag_rows(flags)), pictures=pictures, notice=True)
+
+
+def _joined(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Joins flags that differ in their structure alone."""
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        groups.setdefault((row["kind"], row["what"], row["slices"]), []).append(row["structure"])
+    return [
+        {"structure": ", ".join(names), "kind": kind, "what": what, "slices": slices}
+        for (kind, what, slices), names in groups.items()
+    ]
 
 
 def _chosen(row: Mapping[str, Any], columns: Mapping[str, Any]) -> dict[str, str]:
