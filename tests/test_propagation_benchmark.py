@@ -172,3 +172,22 @@ def test_ablations_differ_in_one_thing_and_go_on_where_they_stopped(tmp_path, mo
         for name, words in fits.items():
             assert words[words.index("--from") + 1] == "seg" and words[words.index("--learning-rate") + 1] == "0.1"
             assert ("slices=11" in words) is (name == "window_10" and scale == "laptop")
+
+
+def test_a_dataset_of_what_weak_supervision_draws(made, tmp_path):
+    weak = importlib.import_module("propagation_weak")
+    words = ["build-records", "-i", made / "data", "-o", tmp_path / "whole", "--preset", "ifss_net", "--folds", "2"]
+    propagation.call([*map(str, words), "--size", "32", "32"])
+    words = [str(word) for word in (made / "data", tmp_path / "whole", "-o", tmp_path / "weak", "--sweep", "60")]
+    weak.main(words)
+    assert read_json(tmp_path / "weak/dataset.json")["labels"]["ignore"] == 255
+    silent = []
+    for path in sorted((tmp_path / "weak/labelsTr").glob("*.nii.gz")):
+        found, truth = (read_label_image(one).array for one in (path, made / "data/labelsTr" / path.name))
+        drawn = ~(found == 255).all(axis=(0, 1))
+        assert np.array_equal(found[..., drawn], truth[..., drawn])
+        silent.append(np.flatnonzero(drawn).tolist())
+    # who trains is first in the order: gap 6 of 60 slices, 3 of these 30; who validates keeps all labels
+    assert sorted(silent, key=len) == [list(range(1, 30, 3)), list(range(30))]
+    with pytest.raises(SystemExit, match="is there already; name another folder"):
+        weak.main(words)
