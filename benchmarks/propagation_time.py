@@ -4,10 +4,10 @@
 
 For every network, at full width, with windows of 3 slices and a batch of one: weights, seconds to label a window, and
 seconds of a training step (Dice and cross-entropy for all, gradient and Adam included), each the smallest of
-`--rounds` after one that is not counted; and the most memory the process has held, which only grows from row to row.
-On a machine that others use as well, `--processor` takes seconds of the processor (of all threads) instead of those of
-the clock. From these follow, by arithmetic: one sweep of `--slices` slices, and the recipe of IFSS-Net: 29 sweeps of
-slices - 2 windows, 10 epochs, one network for each of three muscles.
+`--rounds` after one that is not counted (with 0 that one, compiling included); and the most memory the process has
+held, which only grows from row to row. On a machine that others use as well, `--processor` takes seconds of the
+processor (of all threads) instead of those of the clock. From these follow, by arithmetic: one sweep of `--slices`
+slices, and the recipe of IFSS-Net: 29 sweeps of slices - 2 windows, 10 epochs, one network for each of three muscles.
 """
 
 import argparse
@@ -92,13 +92,13 @@ def _functions(model: keras.Model, classes: int, shape: tuple[int, ...]) -> tupl
 
 
 def fastest(work: Callable[[], tf.Tensor], rounds: int, clock: Callable[[], float]) -> float:
-    """Returns the seconds of the fastest of several rounds, after one that compiles."""
+    """Returns the seconds of the fastest of several rounds after the first, which compiles; without any, of that."""
     seconds = []
     for _ in range(rounds + 1):
         started = clock()
         np.asarray(work())
         seconds.append(clock() - started)
-    return min(seconds[1:])
+    return min(seconds[1:] or seconds)
 
 
 if __name__ == "__main__":
