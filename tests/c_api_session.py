@@ -61,10 +61,11 @@ def main(library, folder, request, answer):
         return Output(found, int(index or 0))
 
     def tensor(array):
+        array = np.ascontiguousarray(array)
         dtype = next(number for number, dtype in DTYPES.items() if dtype == array.dtype)
         dims = (ctypes.c_int64 * array.ndim)(*array.shape)
         made = pointer(tf.TF_AllocateTensor(dtype, dims, array.ndim, ctypes.c_size_t(array.nbytes)))
-        ctypes.memmove(tf.TF_TensorData(made), np.ascontiguousarray(array).ctypes.data, array.nbytes)
+        ctypes.memmove(tf.TF_TensorData(made), array.ctypes.data, array.nbytes)
         return made
 
     def array(made):

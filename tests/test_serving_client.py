@@ -5,6 +5,7 @@ The network is a NumPy function, so that what is judged is the way there and bac
 
 import http.server
 import itertools
+import signal
 import subprocess
 import sys
 import threading
@@ -28,7 +29,7 @@ from tfmuscle.inference import Run, predict_volume
 from tfmuscle.inference.volumes import mirrors
 from tfmuscle.io import read_volume, write_volume
 from tfmuscle.serving import Address, Patience, Server, client, rest_wire
-from tfmuscle.serving.patience import FIRST_PAUSE, LONGEST_PAUSE, keep_trying, said
+from tfmuscle.serving.patience import FIRST_PAUSE, LONGEST_PAUSE, SHORTEST, keep_trying, said
 from tfmuscle.volume import Volume
 from tfmuscle.workflows.predicting import PredictOptions, predict
 
@@ -190,6 +191,21 @@ def test_pauses_double_up_to_the_longest_with_jitter():
         longest[-1] == LONGEST_PAUSE
         and len({pause / most for pause, most in zip(clock.pauses, longest, strict=True)}) > 5
     )
+
+
+def test_a_pause_that_lasts_too_long_leaves_a_short_attempt():
+    clock, given = Clock(), []
+
+    def fail(seconds):
+        given.append(seconds)
+        raise ConnectionError("gone")
+
+    def oversleep(seconds):
+        clock.now += 200
+
+    with pytest.raises(DataError, match=r"no answer in 200 s and 2 attempt\(s\)"):
+        keep_trying(fail, Patience(40, 100), "x", sleep=oversleep, clock=clock)
+    assert given == [40, SHORTEST]
 
 
 def test_no_attempt_gets_more_time_than_is_left_and_then_it_is_over():
@@ -586,6 +602,22 @@ def test_fifty_clients_at_once_get_their_own_answers(server, quick_pauses, few_a
     for image, answer in zip(images, found, strict=True):
         np.testing.assert_array_equal(answer, probabilities(image))
     assert server.faults.largest <= 3 * 64 * 8 and len(server.faults.asked) >= 150
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs pthread_kill")
+def test_an_interrupt_does_not_wait_for_the_server(server, few_at_once):
+    served, images = opened(server), np.ones((12, 8, 8, 1), np.float32)
+    before = set(threading.enumerate())
+    server.faults.delays += [4.0] * 4
+    here = threading.main_thread().ident
+    threading.Timer(0.5, lambda: signal.pthread_kill(here, signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        served.infer(images)
+    ours = [one for one in set(threading.enumerate()) - before if "worker" in one.name]
+    for one in ours:  # or they would keep the process from ending
+        one.join(2)
+    assert not any(one.is_alive() for one in ours) and server.faults.running > 0  # the server is busy still
+    np.testing.assert_array_equal(served.infer(images), probabilities(images))  # and it can be asked again
 
 
 # ------------------------------------------------------------------------------------------------ the command

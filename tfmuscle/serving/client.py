@@ -45,7 +45,7 @@ class Server:
     def __init__(self, address: Address, spec: DataSpec, patience: Patience) -> None:
         self.address, self._spec, self._patience = address, spec, patience
         self._wire: GrpcWire | RestWire = GrpcWire(address) if address.scheme == "grpc" else RestWire()
-        self._given_up = False
+        self._given_up = self._interrupted = False
         self.has_segment = False
 
     @classmethod
@@ -92,12 +92,17 @@ class Server:
         Raises:
             DataError: refused, or not answered within all patience.
         """
-        size = windows_per_request(self._spec, self.address.scheme)
+        size, self._interrupted = windows_per_request(self._spec, self.address.scheme), False
         parts = [images[first : first + size] for first in range(0, len(images), size)]
         if len(parts) == 1:
             return self._probabilities(parts[0])
         with ThreadPool(min(IN_FLIGHT, len(parts))) as pool:
-            return np.concatenate(pool.map(self._probabilities, parts, chunksize=1))
+            try:
+                return np.concatenate(pool.map(self._probabilities, parts, chunksize=1))
+            except KeyboardInterrupt:  # or the process would stay until the last request has been answered
+                self._interrupted = True
+                self._wire.hang_up()
+                raise
 
     @property
     def batch_size(self) -> int:
@@ -130,6 +135,8 @@ class Server:
             patience = replace(patience, attempts=1)
 
         def ask(seconds: float) -> np.ndarray:
+            if self._interrupted:
+                raise DataError(f"{self.address}: interrupted")
             return self._wire.ask(self.address, signature, inputs, output, seconds)
 
         try:

@@ -16,8 +16,8 @@ from typing import TypeVar
 
 from tfmuscle.errors import DataError
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.2, 15.0
-"""Seconds."""
+FIRST_PAUSE, LONGEST_PAUSE, SHORTEST = 0.2, 15.0, 0.05
+"""Seconds: pauses, and the shortest attempt, for a pause may last longer than was asked for."""
 LONGEST_SAYING = 300
 """Characters of a server's words that a message repeats."""
 
@@ -68,7 +68,7 @@ def keep_trying(
     while True:
         left = patience.limit - (clock() - started)
         try:
-            return ask(min(patience.deadline, left))
+            return ask(max(SHORTEST, min(patience.deadline, left)))
         except (ConnectionError, TimeoutError) as fault:
             tries += 1
             longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(tries - 1, 30))

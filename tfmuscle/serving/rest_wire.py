@@ -2,7 +2,7 @@
 
 A float32 takes up to 16 bytes as text, four as gRPC sends it, and a second for every two million of them, so requests
 are smaller and large scans better sent by gRPC. Nine digits name every float32 exactly, so that the network sees the
-same numbers. Each request has a connection of its own: nothing is left open, and nothing stale is used after a restart.
+same numbers. Each request has a connection of its own: nothing stale is used after a restart.
 """
 
 import contextlib
@@ -30,17 +30,26 @@ _CHUNK_BYTES = 1 << 16
 
 
 class RestWire:
-    """Asks one server over HTTP; it holds nothing."""
+    """Asks one server over HTTP; it holds the sockets of what is on its way."""
+
+    def __init__(self) -> None:
+        self._lines: set[socket.socket] = set()
+
+    def hang_up(self) -> None:
+        """Ends what is on its way."""
+        for line in list(self._lines):
+            with contextlib.suppress(OSError):
+                line.shutdown(socket.SHUT_RDWR)
 
     def status(self, address: Address, seconds: float) -> dict[int, str]:
         """Returns version -> state of a model, "AVAILABLE" when it answers."""
-        content = _call(address, "GET", f"/v1/models/{address.model}", None, seconds)
+        content = self._call(address, "GET", f"/v1/models/{address.model}", None, seconds)
         with _as_expected(address):
             return {int(one["version"]): str(one["state"]) for one in content["model_version_status"]}
 
     def signatures(self, address: Address, seconds: float) -> dict[str, Any]:
         """Returns signature -> "inputs" and "outputs" -> name -> type and shape."""
-        content = _call(address, "GET", _path(address) + "/metadata", None, seconds)
+        content = self._call(address, "GET", _path(address) + "/metadata", None, seconds)
         with _as_expected(address):
             found = content["metadata"]["signature_def"]["signature_def"]
             return {
@@ -64,10 +73,37 @@ class RestWire:
         """
         texts = ", ".join(f'"{name}": {_text(array, address)}' for name, array in inputs.items())
         body = f'{{"signature_name": "{signature}", "inputs": {{{texts}}}}}'.encode("ascii")
-        content = _call(address, "POST", _path(address) + ":predict", body, seconds)
+        content = self._call(address, "POST", _path(address) + ":predict", body, seconds)
         with _as_expected(address):
             found = content["outputs"]
             return np.asarray(found[output] if isinstance(found, dict) else found)
+
+    def _call(self, address: Address, method: str, path: str, body: bytes | None, seconds: float) -> Any:
+        """Returns the JSON content of an answer."""
+        until = time.monotonic() + seconds
+        connection = http.client.HTTPConnection(address.host, address.port, timeout=seconds)
+        headers = {"Connection": "close"} | ({} if body is None else {"Content-Type": "application/json"})
+        try:
+            connection.connect()
+            with self._held(connection.sock) as line:  # the connection forgets it with the answer
+                connection.request(method, path, body, headers)
+                with contextlib.closing(connection.getresponse()) as answer:
+                    content = _read(answer, line, until, address)
+        except TimeoutError:
+            raise TimeoutError(f"not answered within {seconds:.3g} s") from None
+        except (OSError, http.client.HTTPException) as error:
+            raise ConnectionError(said(error) or type(error).__name__) from error
+        finally:
+            connection.close()
+        return _content(address, answer.status, content)
+
+    @contextlib.contextmanager
+    def _held(self, line: socket.socket) -> Iterator[socket.socket]:
+        self._lines.add(line)
+        try:
+            yield line
+        finally:
+            self._lines.discard(line)
 
 
 def _path(address: Address) -> str:
@@ -83,25 +119,6 @@ def _text(array: np.ndarray, address: Address) -> str:
     for size in reversed(array.shape):
         form = "[" + ",".join([form] * size) + "]"
     return form % tuple(array.ravel().tolist())
-
-
-def _call(address: Address, method: str, path: str, body: bytes | None, seconds: float) -> Any:
-    """Returns the JSON content of an answer."""
-    until = time.monotonic() + seconds
-    connection = http.client.HTTPConnection(address.host, address.port, timeout=seconds)
-    try:
-        headers = {"Connection": "close"} | ({} if body is None else {"Content-Type": "application/json"})
-        connection.request(method, path, body, headers)
-        line = connection.sock  # the connection forgets it with the answer
-        with contextlib.closing(connection.getresponse()) as answer:
-            content = _read(answer, line, until, address)
-    except TimeoutError:
-        raise TimeoutError(f"not answered within {seconds:.3g} s") from None
-    except (OSError, http.client.HTTPException) as error:
-        raise ConnectionError(said(error) or type(error).__name__) from error
-    finally:
-        connection.close()
-    return _content(address, answer.status, content)
 
 
 def _read(answer: http.client.HTTPResponse, line: socket.socket, until: float, address: Address) -> bytes:
