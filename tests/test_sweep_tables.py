@@ -13,8 +13,9 @@ from click.testing import CliRunner
 from tfmuscle.cli import tfmuscle_group
 from tfmuscle.errors import DataError
 from tfmuscle.evaluation import ALL_STRUCTURES, EvaluationOptions, evaluate
+from tfmuscle.evaluation.muscles import read_measured
 from tfmuscle.evaluation.published import SWEEPS_NOTES, published_sweeps
-from tfmuscle.evaluation.sweeps import profile, surface_error
+from tfmuscle.evaluation.sweeps import Way, profile, surface_error, sweep_table
 from tfmuscle.io import read_mesh, write_volume
 from tfmuscle.labels import LabelMap
 from tfmuscle.report.sweeps import error_colours
@@ -167,6 +168,17 @@ def test_colours_of_errors():
     colours = error_colours(np.array([0.0, 5.0, 50.0]), 5.0)
     assert colours.dtype == np.uint8 and np.array_equal(colours[1], colours[2])
     assert colours[0].sum() > colours[1].sum()  # pale to dark
+
+
+@pytest.mark.parametrize(
+    ("method", "protocols"), [("grow", {"every100", "3"}), ("vnet", {"start", "3"}), ("registration", set())]
+)
+def test_published_figures_stand_under_their_protocol_alone(scans, method, protocols):
+    measured = read_measured(scans / "exact_test")
+    for protocol in ("start", "every100", "share3", "3"):
+        rows = sweep_table([Way(f"{method}/{protocol}", measured)])
+        found = {row["structure"] for row in rows if math.isfinite(row["dice_published"])}
+        assert found == ({ALL_STRUCTURES} if protocol in protocols else set())
 
 
 def test_published_figures_agree_with_each_other():

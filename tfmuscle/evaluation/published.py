@@ -116,6 +116,8 @@ _SWEEPS_TEST = {
         "dice": 0.770, "iou": 0.628, "hausdorff": 18.55, "mean_surface_distance": 2.462, "volume_error_percent": 6.80
     },
 }  # fmt: skip
+SWEEPS_PROTOCOLS = ("start", "every100", "share3")
+"""Protocols of `benchmarks/propagation.py`: three starting slices, three in every 100, 3 % of the slices."""
 SWEEP_ABLATIONS: dict[str, dict[str, float]] = {
     "temporal_bi": {"mean_surface_distance": 0.171, "iou": 0.983},
     "temporal_uni": {"mean_surface_distance": 3.52, "iou": 0.597},
@@ -129,6 +131,16 @@ SWEEP_ABLATIONS: dict[str, dict[str, float]] = {
     "fixed_1": {"mean_surface_distance": 13.8},
 }
 """Variation of IFSS-Net -> metric -> figure of the soleus."""
+
+
+def shown_under(method: str, protocol: str) -> bool:
+    """Whether a method's published figures belong beside rows of a protocol; names of others' protocols say nothing.
+
+    >>> [shown_under("grow", name) for name in ("every100", "start", "")], shown_under("vnet", "start")
+    ([True, False, True], True)
+    """
+    own = "every100" if method in ("interpolate", "grow", "watershed") else "start"
+    return protocol == own or protocol not in SWEEPS_PROTOCOLS
 
 
 def published_sweeps(part: str = "test") -> dict[str, dict[str, float]]:

@@ -4,7 +4,8 @@ The user has evaluated each way (a network, interpolation, ...) and asks which t
 the sweep it goes wrong. Nothing is measured anew for the tables: rows are those of `evaluate`.
 
 Names. A way is called `METHOD` or `METHOD/PROTOCOL`; the protocol says which slices were drawn for it, and ways are
-compared within one protocol. A method named as in `published_sweeps` stands beside the published figures.
+compared within one protocol. A method named as in `published_sweeps` stands beside the published figures, where the
+protocol is theirs.
 
 Means are taken of the muscles within each subject first; mean and sd (n - 1) are over subjects. Test and validation
 never mix: what was measured on one part of the data has lines of its own.
@@ -27,7 +28,7 @@ from scipy.spatial import KDTree
 
 from tfmuscle.evaluation.comparison import per_subject, sd
 from tfmuscle.evaluation.muscles import Measured
-from tfmuscle.evaluation.published import published_sweeps
+from tfmuscle.evaluation.published import published_sweeps, shown_under
 from tfmuscle.evaluation.results import ALL_STRUCTURES, mean
 from tfmuscle.labels import LabelMap
 from tfmuscle.metrics import dice, mean_surface_distance, surface_distances
@@ -96,10 +97,11 @@ def _row(way: Way, structure: str) -> dict[str, Any]:
         "structure": structure, "part": way.part, "protocol": way.protocol, "method": way.method
     }  # fmt: skip
     theirs = published_sweeps("validation" if way.part == "validation" else "test").get(way.method, {})
+    is_shown = structure == ALL_STRUCTURES and shown_under(way.method, way.protocol)
     for metric in SHOWN:
         values = [value for value in per_subject(way.measured.rows, metric, structure).values() if math.isfinite(value)]
         row |= {f"{metric}_mean": mean(values), f"{metric}_sd": sd(values)}
-        row[f"{metric}_published"] = theirs.get(metric, math.nan) if structure == ALL_STRUCTURES else math.nan
+        row[f"{metric}_published"] = theirs.get(metric, math.nan) if is_shown else math.nan
     surfaces = per_subject(way.measured.rows, "mean_surface_distance", structure)
     row |= {"n": len(surfaces), "n_undefined": sum(not math.isfinite(value) for value in surfaces.values())}
     return row | {"n_failed": len(way.measured.failures)}
