@@ -16,6 +16,7 @@ CLI_FAMILIES = (
     "contours",
     "data",
     "exporting",
+    "gui",
     "importing",
     "label_curve",
     "learning",
@@ -48,7 +49,8 @@ FLOORS = {
     "training": 8,
     "evaluation": 9, "export": 9, "serving": 10,
     "workflows": 11,
-    "cli": 12,
+    "gui": 12,
+    "cli": 13,
 }  # fmt: skip
 LOCAL_IMPORTS_ALLOWED = {
     *(f"cli/{family}.py" for family in CLI_FAMILIES),

@@ -22,6 +22,8 @@ from typing import Any
 from tfmuscle.errors import DataError
 
 TEMPORARY_PREFIX = ".tmp-"
+PROGRESS_VARIABLE = "TFMUSCLE_PROGRESS"
+"""Environment variable: the file in which a command notes how far it is, for the program that started it."""
 _HOST = re.sub(r"\W+", "", socket.gethostname())[:40] or "host"
 """Part of temporary names: on a shared disk a process number means something on its own machine only."""
 _CHUNK_BYTES = 1 << 20

@@ -1,9 +1,12 @@
 """What all commands share: the group, error lines, options made from settings, the progress bar, tables."""
 
+import contextlib
 import dataclasses
 import functools
 import json
+import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +15,12 @@ import click
 
 import tfmuscle
 from tfmuscle.errors import DataError
+from tfmuscle.files import PROGRESS_VARIABLE, write_json
 
 FOLDER = click.Path(path_type=Path)
 RUNNERS = ("direct", "flink", "spark", "dataflow")
 """Where Apache Beam runs a job."""
+_TELL_SECONDS = 0.5
 
 
 @click.group(name="tfmuscle", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -127,14 +132,19 @@ def parse_options(texts: tuple[str, ...], flag: str = "--option") -> dict[str, A
 
 
 class Bar:
-    """A progress bar with time left, made anew for each job; nothing is shown when standard error is no terminal."""
+    """A progress bar with time left, made anew for each job; nothing is shown when standard error is no terminal.
+
+    A program that started the command, as `tfmuscle gui` does, finds the same in the file named by `PROGRESS_VARIABLE`.
+    """
 
     def __init__(self) -> None:
         self._bar: Any = None
         self._done = 0
+        self._told = -_TELL_SECONDS
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
         """Shows `done` of `total`."""
+        self._tell(done, total, note)
         if not sys.stderr.isatty():
             return
         if self._bar is None or self._bar.length != total or done < self._done:
@@ -145,6 +155,14 @@ class Bar:
         self._done = done
         if done == total:
             self.close()
+
+    def _tell(self, done: int, total: int, note: str) -> None:
+        """Writes the progress into the file that wants it, not too often; a full disk does not end the job."""
+        path, now = os.environ.get(PROGRESS_VARIABLE), time.monotonic()
+        if path and (done == total or now - self._told >= _TELL_SECONDS):
+            self._told = now
+            with contextlib.suppress(DataError, OSError):
+                write_json(path, {"done": done, "total": total, "note": note})
 
     def close(self) -> None:
         """Ends the bar's line."""

@@ -1,0 +1,38 @@
+// Asks the server; whatever goes wrong is an Error with one line of text.
+
+export function address(path, fields = {}) {
+  const given = Object.entries(fields).filter(([, value]) => value !== null && value !== undefined);
+  return given.length ? `${path}?${new URLSearchParams(given)}` : path;
+}
+
+async function answered(promise) {
+  let answer;
+  try {
+    answer = await promise;
+  } catch {
+    throw new Error("The server does not answer. Is tfmuscle gui still running? Jobs go on without it.");
+  }
+  if (answer.ok) return answer;
+  let text = `The server answered ${answer.status}.`;
+  try {
+    text = (await answer.json()).error || text;
+  } catch { /* no JSON: the number has to do */ }
+  throw new Error(text);
+}
+
+export async function ask(path, fields) {
+  return (await answered(fetch(address(path, fields), { cache: "no-store" }))).json();
+}
+
+export async function fetchBytes(path, fields) {
+  return (await answered(fetch(address(path, fields), { cache: "no-store" }))).arrayBuffer();
+}
+
+export async function send(path, content) {
+  const options = { method: "POST", body: JSON.stringify(content), headers: { "content-type": "application/json" } };
+  return (await answered(fetch(path, options))).json();
+}
+
+export async function sendBytes(path, fields, body) {
+  return (await answered(fetch(address(path, fields), { method: "POST", body }))).json();
+}

@@ -1,0 +1,142 @@
+// The picture: one scan, and labels as NiiVue's drawing on it, so that what is seen is what the brush changes.
+
+const { Niivue, NVImage, DRAG_MODE, SHOW_RENDER, SLICE_TYPE } = window.niivue;
+const LAYOUTS = { all: SLICE_TYPE.MULTIPLANAR, axial: SLICE_TYPE.AXIAL, coronal: SLICE_TYPE.CORONAL, sagittal: SLICE_TYPE.SAGITTAL, "3d": SLICE_TYPE.RENDER };
+
+export class View {
+  constructor(onPlace, onDrawn) {
+    this.nv = new Niivue({
+      isResizeCanvas: true, show3Dcrosshair: true, backColor: [0, 0, 0, 1], crosshairColor: [0.3, 0.76, 1, 0.8],
+      multiplanarShowRender: SHOW_RENDER.ALWAYS, dragAndDropEnabled: false, loadingText: "", maxDrawUndoBitmaps: 32,
+      crosshairWidth: 0.6, viewModeHotKey: "", clipPlaneHotKey: "", cycleClipPlaneHotKey: "", isNearestInterpolation: false,
+    });
+    this.structures = [];
+    this.hidden = new Set();
+    this.opacity = 0.6;
+    this.shown = true;
+    this.tool = "look";
+    this.pen = 1;
+    this.loading = 0;
+    this.nv.onLocationChange = (place) => onPlace(place);
+    this.nv.onDrawingChanged = (action) => { if (action === "draw" || action === "undo") onDrawn(); };
+  }
+
+  async attach(canvas) {
+    await this.nv.attachToCanvas(canvas);
+    this.nv.setMouseEventConfig({
+      leftButton: { primary: DRAG_MODE.crosshair, withShift: DRAG_MODE.windowing },
+      rightButton: DRAG_MODE.slicer3D, centerButton: DRAG_MODE.pan,
+    });
+    this.nv.setSliceType(SLICE_TYPE.MULTIPLANAR);
+    this.nv.opts.isAlphaClipDark = true;
+  }
+
+  get isOpen() { return this.nv.volumes.length > 0; }
+
+  async openScan(bytes, name) {
+    const image = await NVImage.loadFromUrl({ url: name, name, buffer: bytes });
+    this.nv.setDrawingEnabled(false);
+    this.nv.closeDrawing();
+    for (const volume of [...this.nv.volumes]) this.nv.removeVolume(volume);
+    this.nv.addVolume(image);
+    this.setTool("look");
+  }
+
+  async openLabels(bytes, structures) {
+    const image = await NVImage.loadFromUrl({ url: "labels.nii", name: "labels.nii", buffer: bytes });
+    this.setStructures(structures);
+    if (!this.nv.loadDrawing(image)) throw new Error("The labels do not fit on the scan.");
+    this.nv.setDrawOpacity(this.shown ? this.opacity : 0);
+    this.setTool(this.tool);
+  }
+
+  closeLabels() {
+    this.nv.setDrawingEnabled(false);
+    this.nv.closeDrawing();
+  }
+
+  get hasLabels() { return Boolean(this.nv.drawBitmap); }
+
+  newLabels() {
+    this.nv.createEmptyDrawing();
+    this.nv.setDrawOpacity(this.opacity);
+  }
+
+  setStructures(structures) {
+    this.structures = structures;
+    const colours = [[0, 0, 0], ...structures.map((one) => one.colour)];
+    this.nv.setDrawColormap({
+      R: colours.map((one) => one[0]), G: colours.map((one) => one[1]), B: colours.map((one) => one[2]),
+      A: colours.map((_, index) => (index && !this.hidden.has(index) ? 255 : 0)),
+      I: colours.map((_, index) => index), labels: ["", ...structures.map((one) => one.name)],
+    });
+  }
+
+  setTool(tool, pen = this.pen) {
+    this.tool = tool;
+    this.pen = pen;
+    if (!this.isOpen) return;
+    const draws = tool !== "look" && this.hasLabels;
+    this.nv.setDrawingEnabled(draws);
+    if (draws) this.nv.setPenValue(tool === "erase" ? 0 : pen, tool === "fill");
+  }
+
+  setBrush(size) { this.nv.opts.penSize = size; }
+
+  setOpacity(share) {
+    this.opacity = share;
+    this.nv.setDrawOpacity(this.shown ? share : 0);
+  }
+
+  toggleLabels() {
+    this.shown = !this.shown;
+    this.setOpacity(this.opacity);
+  }
+
+  onlyLabels(alone) { if (this.isOpen) this.nv.setOpacity(0, alone ? 0 : 1); }
+
+  setLayout(name) { this.nv.setSliceType(LAYOUTS[name]); }
+
+  toggleCrosshair() {
+    this.nv.opts.crosshairWidth = this.nv.opts.crosshairWidth ? 0 : 0.6;
+    this.nv.opts.show3Dcrosshair = this.nv.opts.crosshairWidth > 0;
+    this.nv.updateGLVolume();
+  }
+
+  move(x, y, z) { if (this.isOpen) this.nv.moveCrosshairInVox(x, y, z); }
+
+  goTo(mm) {
+    this.nv.scene.crosshairPos = this.nv.mm2frac(mm);
+    this.nv.createOnLocationChange();
+    this.nv.drawScene();
+  }
+
+  // The voxel at the crosshair, in the order in which the drawing is stored.
+  voxel() { return this.nv.frac2vox(this.nv.scene.crosshairPos); }
+
+  labelAt([x, y, z]) {
+    const [, width, height] = this.nv.volumes[0].dimsRAS;
+    return this.hasLabels ? this.nv.drawBitmap[x + width * (y + height * z)] : 0;
+  }
+
+  // One dab of brush or eraser at the crosshair, in the axial slice: drawing without a mouse.
+  dab() {
+    if (!this.hasLabels || this.tool === "look") return false;
+    this.nv.drawPenAxCorSag = 0;
+    this.nv.drawPt(...this.voxel(), this.tool === "erase" ? 0 : this.pen);
+    this.nv.drawPenAxCorSag = -1;
+    this.nv.drawAddUndoBitmap();
+    this.nv.refreshDrawing(true);
+    return true;
+  }
+
+  undo() { if (this.hasLabels) this.nv.drawUndo(); }
+
+  // The drawing as the bytes of a NIfTI file on the scan's own grid.
+  async drawn() {
+    const bytes = await this.nv.saveImage({ filename: "", isSaveDrawing: true, volumeByIndex: 0 });
+    if (!bytes) throw new Error("Nothing is drawn.");
+    const packed = new Blob([bytes]).stream().pipeThrough(new CompressionStream("gzip"));
+    return new Response(packed).blob();
+  }
+}
