@@ -102,34 +102,38 @@ def test_batch_normalisation_becomes_the_same_product_and_sum():
     np.testing.assert_allclose(found, (images - mean) / np.sqrt(variance + 0.001) * scale + bias, atol=2e-6)
 
 
-def chain(count=4):
-    """Convolutions of one pixel, each of which doubles channel 0 and triples channel 1."""
-    weights = np.zeros((2, 2, 1, 1), np.float32)
-    weights[0, 0], weights[1, 1] = 2, 3
+FACTORS = ((2, 3), (4, 1), (1, 2), (2, 2))
+
+
+def chain():
+    """Four convolutions of one pixel, which multiply both channels by factors."""
+    count = len(FACTORS)
+    weights = [np.diag(np.float32(factors)).reshape(2, 2, 1, 1) for factors in FACTORS]
     names = ["image", *(f"x{n}" for n in range(1, count)), "probabilities"]
     nodes = [helper.make_node("Conv", [names[n], f"w{n}"], [names[n + 1]]) for n in range(count)]
     kind = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2, 5, 5]) for name in (names[0], names[-1])]
-    constants = [numpy_helper.from_array(weights, f"w{n}") for n in range(count)]
+    constants = [numpy_helper.from_array(weights[n], f"w{n}") for n in range(count)]
     graph = helper.make_graph(nodes, "chain", [kind[0]], [kind[1]], constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8).SerializeToString()
 
 
 def test_sizes_are_measured_on_the_inputs_of_the_inner_convolutions():
     windows = [np.full((2, 5, 5), -0.5, np.float32), np.full((2, 5, 5), 0.25, np.float32)]
-    assert measured(chain(), windows) == {"x1": 1.5, "x2": 4.5}  # three times 0.5, and again; the last is left out
+    # 0.5 by 2 and 3, and by 4 and 1: the first convolution's input is the image, and the last is left out
+    assert list(measured(chain(), windows).values()) == [1.5, 4.0]
 
 
 def test_int8_rounds_to_steps_that_hand_arithmetic_gives():
-    sizes = {"x1": 1.27, "x2": 2.54}  # steps of 0.01 and 0.02
-    network = in_precision(chain(), "int8", sizes)
+    keys = measured(chain(), [np.ones((2, 5, 5))])
+    network = in_precision(chain(), "int8", dict(zip(keys, (1.27, 2.54), strict=True)))  # steps of 0.01 and 0.02
     graph, types = graph_of(network)
     images = np.zeros((1, 2, 5, 5), np.float32)
     images[0, :, 0, :4] = [[0.1026, -0.05, 3.0, 0.0], [0.05, 0.0, 0.0, 1.0]]
-    # by 2 or 3, to steps of 0.01 up to 1.27; again, to steps of 0.02 up to 2.54; twice more; 2 and 3 are exact
+    # by 2 and 3, to steps of 0.01 up to 1.27; by 4 and 1, to steps of 0.02 up to 2.54; by 2 and 4: factors are exact
     x1 = np.clip(np.round(images * [[[2]], [[3]]] / 0.01), -128, 127) * 0.01
-    x2 = np.clip(np.round(x1 * [[[2]], [[3]]] / 0.02), -128, 127) * 0.02
+    x2 = np.clip(np.round(x1 * [[[4]], [[1]]] / 0.02), -128, 127) * 0.02
     found = onnx_session(network)(images)
-    np.testing.assert_allclose(found, x2 * [[[4]], [[9]]], atol=1e-5)
+    np.testing.assert_allclose(found, x2 * [[[2]], [[4]]], atol=1e-5)
     weights = [node.input[1] for node in graph.node if node.op_type == "Conv"]
     assert weights == ["w0", "w1__rounded", "w2__rounded", "w3"]
     zeros = [numpy_helper.to_array(c) for c in graph.initializer if c.name.endswith("zero")]

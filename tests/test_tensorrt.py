@@ -207,7 +207,6 @@ def test_a_bundle_holds_what_an_engine_is_built_from_and_predicts(machine, tiny_
 
 def test_int8_is_measured_on_real_windows_once(machine, tiny_run, one_scan, cache, tmp_path, monkeypatch):
     monkeypatch.setattr("tfmuscle.export.parity.SHARE", 0.9)  # see the next test
-    monkeypatch.setitem(formats.STARTERS, "tensorrt", formats.start_tensorrt)
     options = ExportOptions(scans=one_scan, precision="int8")
     export([tiny_run], tmp_path / "one", "tensorrt", options=options)
     sizes = json.loads((tmp_path / "one/1/tensorrt/sizes.json").read_text())

@@ -26,7 +26,7 @@ import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from tfmuscle.errors import DataError
-from tfmuscle.export.precision import PERCENTILE, in_precision, measured
+from tfmuscle.export.precision import PERCENTILE, fingerprint, in_precision, measured
 from tfmuscle.export.segment import PROBABILITIES, Segmenter
 from tfmuscle.files import json_text, read_json, write_json
 from tfmuscle.inference import tensorrt
@@ -105,7 +105,7 @@ def write_litert(graph: Segmenter, folder: Path, wanted: Wanted) -> None:
 
 def write_tensorrt(graph: Segmenter, folder: Path, wanted: Wanted) -> None:
     """Writes what an engine is built from."""
-    network, largest = onnx_of(graph.serve, folder), None
+    network, largest = onnx_of(graph.serve, folder), {}
     if wanted.precision == "int8":
         if wanted.windows is None:
             raise ValueError("int8 is measured on real windows; give some")
@@ -120,7 +120,7 @@ def write_tensorrt(graph: Segmenter, folder: Path, wanted: Wanted) -> None:
 def _sizes(network: bytes, windows: np.ndarray) -> dict[str, Any]:
     """Returns how large inputs of convolutions are, kept from an earlier export of this network and these windows."""
     facts = {
-        "network": hashlib.sha256(network).hexdigest(),
+        "network": fingerprint(network),
         "windows": hashlib.sha256(np.ascontiguousarray(windows)).hexdigest(),
         "percentile": PERCENTILE,
     }

@@ -16,6 +16,7 @@ Rejected: NVIDIA's ModelOpt (pulls PyTorch), converters of ONNX Runtime (int32 b
 no bfloat16).
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -174,14 +175,14 @@ def _scale_and_shift(model: Any) -> None:
 
 
 def measured(network: bytes, windows: Iterable[np.ndarray]) -> dict[str, float]:
-    """Measures how large the inputs of the convolutions that int8 shall be are, on real windows.
+    """Measures how large the inputs of the convolutions are that shall be int8, on real windows.
 
     Args:
         network: ONNX, float32.
         windows: samples `(*input_shape)`, prepared as in training.
 
     Returns:
-        Tensor -> largest size, for `in_precision`.
+        Checksum of a convolution's weights -> largest size of its input, for `in_precision`.
     """
     import onnx
     import onnxruntime
@@ -189,22 +190,40 @@ def measured(network: bytes, windows: Iterable[np.ndarray]) -> dict[str, float]:
 
     model = onnx.load_from_string(network)
     _without_identities(model.graph)
-    names = sorted({node.input[0] for node in _convolutions(model.graph)} - {IMAGE})
+    inner = _convolutions(model.graph)
+    names = sorted({node.input[0] for node in inner.values()} - {IMAGE})
     model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    largest = dict.fromkeys(names, 0.0)
+    largest = dict.fromkeys([*names, IMAGE], 0.0)
     for window in windows:
-        found = session.run(names, {IMAGE: window[np.newaxis].astype(np.float32)}) if names else []
-        for name, values in zip(names, found, strict=True):
+        given = window[np.newaxis].astype(np.float32)
+        found = session.run(names, {IMAGE: given}) if names else []
+        for name, values in zip([*names, IMAGE], [*found, given], strict=True):
             largest[name] = max(largest[name], float(np.percentile(np.abs(values), PERCENTILE)))
-    return largest
+    return {key: largest[node.input[0]] for key, node in inner.items()}
 
 
-def _convolutions(graph: Any) -> list[Any]:
-    """Returns the convolutions that int8 shall be: with constant weights, but for the first and the last."""
-    constants = {constant.name for constant in graph.initializer}
+def fingerprint(network: bytes) -> str:
+    """Returns a checksum of a network's operations and constants; names and order differ between conversions."""
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load_from_string(network).graph
+    constants = sorted(_checksum(numpy_helper.to_array(constant)) for constant in graph.initializer)
+    return hashlib.sha256(" ".join([*sorted(node.op_type for node in graph.node), *constants]).encode()).hexdigest()
+
+
+def _checksum(values: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:16]
+
+
+def _convolutions(graph: Any) -> dict[str, Any]:
+    """Returns the convolutions that int8 shall be, by the checksum of their weights: all but the first and the last."""
+    from onnx import numpy_helper
+
+    constants = {constant.name: constant for constant in graph.initializer}
     found = [node for node in graph.node if node.op_type == "Conv" and node.input[1] in constants]
-    return found[1:-1]
+    return {_checksum(numpy_helper.to_array(constants[node.input[1]])): node for node in found[1:-1]}
 
 
 def _quantised(network: bytes, largest: Mapping[str, float]) -> bytes:
@@ -214,13 +233,15 @@ def _quantised(network: bytes, largest: Mapping[str, float]) -> bytes:
     model = onnx.load_from_string(network)
     _without_identities(model.graph)
     constants = {constant.name: constant for constant in model.graph.initializer}
-    chosen = {node.output[0] for node in _convolutions(model.graph) if node.input[0] in largest}
+    inner = {key: node for key, node in _convolutions(model.graph).items() if key in largest}
+    sizes = {node.input[0]: largest[key] for key, node in inner.items()}
+    chosen = {node.output[0] for node in inner.values()}
     nodes, made, rounded = [], [_constant("int8__zero", np.zeros(()), TensorProto.INT8)], {}
     for node in model.graph.node:
         if node.output and node.output[0] in chosen:
             name, weights = node.input[0], node.input[1]
             if name not in rounded:
-                scale = max(largest[name], 1e-9) / _STEPS
+                scale = max(sizes[name], 1e-9) / _STEPS
                 rounded[name] = f"{name}__rounded"
                 made.append(_constant(f"{name}__scale", np.array(scale), TensorProto.FLOAT))
                 how = [f"{name}__scale", "int8__zero"]
