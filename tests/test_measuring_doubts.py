@@ -20,7 +20,7 @@ from tfmuscle.measuring import (
     read_population,
     split_sides,
 )
-from tfmuscle.measuring.population import FEATURES, robust_z
+from tfmuscle.measuring.population import FEATURES, limit, robust_z
 from tfmuscle.preprocessing.dixon import fat_fraction
 from tfmuscle.volume import Geometry, Volume
 
@@ -163,28 +163,38 @@ class TestPopulation:
         assert robust_z(0.0, np.zeros(5)) == 0 and robust_z(1.0, np.zeros(5)) == math.inf
 
     def test_far_is_told_with_figures(self):
-        people = population([person(f"p{n}", volume) for n, volume in enumerate([95, 98, 100, 102, 105])])
-        (one,) = people.unusual(person("new", 150.0), subject="new")
-        # distances from 100: 5 2 0 2 5, MAD 2
-        assert (one.feature, one.median, one.people) == ("volume_ml", 100, 5)
-        assert one.z == pytest.approx(50 / (1.4826 * 2))
+        volumes = [90, 92, 94, 96, 98, 102, 104, 106, 108, 110]  # median 100, distances 2 2 4 4 6 6 8 8 10 10: MAD 6
+        people = population([person(f"p{n}", volume) for n, volume in enumerate(volumes)])
+        (one,) = people.unusual(person("new", 170.0), subject="new")
+        assert (one.feature, one.median, one.people) == ("volume_ml", 100, 10)
+        assert one.z == pytest.approx(70 / (1.4826 * 6))
+        assert people.unusual(person("new", 160.0), subject="new") == []  # z 6.7, and among ten the limit is 7.4
+
+    def test_two_of_a_thousand_normal_people_are_far(self):
+        rng = np.random.default_rng(4)
+        for people in (10, 25):
+            others, new = rng.normal(100, 10, (20_000, people)), rng.normal(100, 10, 20_000)
+            middle = np.median(others, axis=1)
+            spread = 1.4826 * np.median(np.abs(others - middle[:, None]), axis=1)
+            share = np.mean(np.abs(new - middle) / spread > limit(people))
+            assert share == pytest.approx(0.002, abs=0.0012)  # 40 of 20,000 give or take 2 x 6, and the fit's error
 
     def test_sides_count_together_and_persons_once(self):
-        rows = [person(f"p{n}", 100.0 + n) for n in range(4)]
-        rows += [person(f"p{n}", 100.0 + n) | {"structure": "soleus_right"} for n in range(4)]
-        assert population(rows).unusual(person("new", 900.0), subject="new") == []  # eight values of four people
-        rows.append(person("p4", 104.0))
+        rows = [person(f"p{n}", 100.0 + n) for n in range(9)]
+        rows += [person(f"p{n}", 100.0 + n) | {"structure": "soleus_right"} for n in range(9)]
+        assert population(rows).unusual(person("new", 900.0), subject="new") == []  # 18 values of nine people
+        rows.append(person("p9", 104.0))
         assert population(rows).unusual(person("new", 900.0) | {"structure": "soleus_right"}, subject="new")
 
     def test_the_subject_itself_and_cut_structures_do_not_count(self):
-        rows = [person(f"p{n}", 100.0 + n) for n in range(5)]
+        rows = [person(f"p{n}", 100.0 + n) for n in range(10)]
         assert population(rows).unusual(person("p0", 900.0), subject="p0") == []
-        rows.append(person("p5", 100.0, cut="I"))
+        rows.append(person("p10", 100.0, cut="I"))
         assert population(rows).unusual(person("p0", 900.0), subject="p0") == []
         assert population(rows).unusual(person("new", 900.0, cut="S"), subject="new") == []
 
     def test_other_structures_are_not_compared(self):
-        rows = [person(f"p{n}", 100.0 + n) for n in range(5)]
+        rows = [person(f"p{n}", 100.0 + n) for n in range(10)]
         assert population(rows).unusual(person("new", 9.0) | {"structure": "psoas_left"}, subject="new") == []
 
     @pytest.mark.parametrize(
@@ -342,7 +352,7 @@ class TestFlags:
 
     def test_population(self):
         rows = []
-        for number in range(6):
+        for number in range(10):
             structures = measure_structures(both_legs(), LEGS)
             rows += [one.row() | {"subject": f"p{number}"} for one in structures]
         volume = both_legs()
@@ -350,7 +360,7 @@ class TestFlags:
         assert [flag.kind for flag in self.flags(volume, population=population(rows))] == ["cut"]
         volume.array[4:10, 11, 2:8] = 0
         (flag,) = self.flags(volume, population=population(rows), subject="new")
-        assert flag.kind == "population" and "volume 0.288, others 0.216 (z +16.7, n=6)" in flag.what
+        assert flag.kind == "population" and "volume 0.288, others 0.216 (z +16.7, n=10)" in flag.what
         assert "largest area 0.48, others 0.36" in flag.what and "length" not in flag.what.split("slenderness")[0]
 
     def test_the_gravest_come_first(self):

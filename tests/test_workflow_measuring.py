@@ -246,31 +246,39 @@ class TestCohort:
     @pytest.fixture
     def folder(self, tmp_path):
         for number in range(6):
-            volume = both_legs()
-            if number == 5:  # twice as deep
-                volume.array[4:10, 1:11, 2:8] = 1
-            write_legs(tmp_path / "labels", f"p{number}", volume)
+            write_legs(tmp_path / "labels", f"p{number}")
         return tmp_path / "labels"
 
-    def test_a_table_of_all_and_who_is_unlike_the_others(self, folder, tmp_path):
-        result = run("-i", folder, "-o", tmp_path / "out")
+    @pytest.fixture
+    def many(self, tmp_path):
+        """Eleven people, of whom one has a muscle that is deeper by two thirds."""
+        for number in range(11):
+            volume = both_legs()
+            if number == 5:
+                volume.array[4:10, 1:11, 2:8] = 1
+            write_legs(tmp_path / "labels", f"p{number:02d}", volume)
+        return tmp_path / "labels"
+
+    def test_a_table_of_all_and_who_is_unlike_the_others(self, many, tmp_path):
+        result = run("-i", many, "-o", tmp_path / "out")
         rows = table(tmp_path / "out" / "cohort.csv")
-        assert [row["subject"] for row in rows[::4]] == [f"p{n}" for n in range(6)]
+        assert [row["subject"] for row in rows[::4]] == [f"p{n:02d}" for n in range(11)]
         about = json.loads((tmp_path / "out" / "cohort.json").read_text(encoding="utf-8"))
         assert about["finished"] and about["failures"] == {}
-        assert {(row["subject"], row["structure"]) for row in about["unusual"]} == {("p5", "soleus_left")}
+        assert {(row["subject"], row["structure"]) for row in about["unusual"]} == {("p05", "soleus_left")}
         page = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
-        assert "6 subjects measured" in page.text and "Unlike the others" in page.text
-        # mean of 5 x 0.216 and 0.360 ml
-        assert "0.2 ± 0.1" in page.text
-        assert "6 subject(s) measured" in result.output
+        assert "11 subjects measured" in page.text and "Unlike the others" in page.text
+        assert "0.4 ± 0.1" in page.text  # largest area: ten of 0.36 cm², one of 0.60
+        assert "Nothing was found to doubt" in page.text
+        assert "11 subject(s) measured" in result.output
 
-    def test_its_table_is_a_population(self, folder, tmp_path):
+    def test_its_table_is_a_population(self, many, tmp_path):
+        folder = many
         run("-i", folder, "-o", tmp_path / "out")
         population = tmp_path / "out" / "cohort.csv"
-        result = run("-i", folder / "p5.nii.gz", "--population", population, "-o", tmp_path / "one")
+        result = run("-i", folder / "p05.nii.gz", "--population", population, "-o", tmp_path / "one")
         assert "Look at soleus_left, population: volume 0.36, others 0.216" in result.output
-        assert "0 flags" in run("-i", folder / "p0.nii.gz", "--population", population, "-o", tmp_path / "two").output
+        assert "0 flags" in run("-i", folder / "p00.nii.gz", "--population", population, "-o", tmp_path / "two").output
 
     def test_a_failed_subject_never_hides(self, folder, tmp_path):
         (folder / "p3.nii.gz").write_bytes(b"nothing")

@@ -4,9 +4,11 @@ The table is one that `tfmuscle measure` made of a cohort. Left and right count 
 image), structures that are cut by the edge of the scan do not count, and neither does the subject that is looked at.
 
 Score. The robust z of Iglewicz & Hoaglin (1993, "How to detect and handle outliers"): (x - median) / (1.4826·MAD), MAD
-being the median distance from the median; beyond 3.5 a value is called far. A few outliers in the table do not hide
-themselves, as they would in mean and standard deviation. Below five people there is no score. Where the table hardly
-varies, 1.4826·MAD is taken as 2 % of the median: less is the noise of an outline.
+being the median distance from the median. A few outliers in the table do not hide themselves, as they would in mean and
+standard deviation. Their limit of 3.5 is for many: of ten people the MAD itself is uncertain, and 3 % of what is normal
+lies beyond. `limit` is where 0.2 % of a normal distribution lie beyond, whatever the number of people; it was fitted to
+200,000 simulated tables each of 10 to 100 people (7.4 for ten, 4.8 for twenty, 3.1 for very many). Below ten people
+there is no score. Where the table hardly varies, 1.4826·MAD is taken as 2 % of the median: less is an outline's noise.
 """
 
 import csv
@@ -30,10 +32,10 @@ FEATURES = {
     "slenderness": "slenderness (length over width)",
 }
 """Column -> what it is; the first three are size, the others shape."""
-FAR = 3.5
-FEWEST_PEOPLE = 5
+FEWEST_PEOPLE = 10
 SMALLEST_SPREAD = 0.02
 _MAD_TO_SD = 1.4826
+_LIMIT_OF_MANY, _FEW = 3.1, 8.7
 _LARGEST_TABLE = 256 << 20
 
 
@@ -66,7 +68,7 @@ class Population:
                 continue
             values = np.array([value for _, value in others])
             z = robust_z(float(row[feature]), values)
-            if abs(z) > FAR:
+            if abs(z) > limit(people):
                 median = float(np.median(values))
                 found.append(Unusual(str(row["structure"]), feature, float(row[feature]), median, z, people))
         return found
@@ -82,6 +84,15 @@ def robust_z(value: float, values: np.ndarray) -> float:
     spread = _MAD_TO_SD * float(np.median(np.abs(values - median)))
     spread = max(spread, SMALLEST_SPREAD * abs(median))
     return (value - median) / spread if spread else math.copysign(math.inf, value - median) if value != median else 0.0
+
+
+def limit(people: int) -> float:
+    """Returns beyond which robust z a value is far, by the number of people it is compared with.
+
+    >>> round(limit(10), 1), round(limit(20), 1)
+    (7.4, 4.8)
+    """
+    return _LIMIT_OF_MANY * math.exp(_FEW / people)
 
 
 def population(rows: Iterable[Mapping[str, Any]]) -> Population:

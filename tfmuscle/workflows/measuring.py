@@ -188,7 +188,7 @@ def _write_cohort(result: MeasureResult, folders: Sequence[Path]) -> None:
         table = [{"subject": key, "why": reason} for key, reason in failures.items()]
         sections.append(Section(f"{len(failures)} subjects could not be measured", table=table, notice=True))
     if unusual:
-        text = f"Robust z beyond 3.5 of {FEWEST_PEOPLE} or more others of this cohort, sides together."
+        text = f"A robust z that 0.2 % of normal people have, from {FEWEST_PEOPLE} others on, sides together."
         sections.append(Section("Unlike the others", text=text, table=unusual))
     if result.rows:
         sections.append(
@@ -196,7 +196,8 @@ def _write_cohort(result: MeasureResult, folders: Sequence[Path]) -> None:
         )
         pictures = {"Volumes; one dot a subject and side": cohort_figure(result.rows)}
         sections.append(Section("Volumes", pictures=pictures))
-        sections.append(Section("Flags", text=f"Reports: {_SUBJECTS}/NAME/report.html", table=_flag_counts(result)))
+        text = f"Reports: {_SUBJECTS}/NAME/report.html. " + ("" if result.flags else "Nothing was found to doubt.")
+        sections.append(Section("Flags", text=text, table=_flag_counts(result) if result.flags else ()))
     sections.append(Section("How it was measured", text=RULES))
     write_text(result.out / "report.html", html_page("tfmuscle: measures of a cohort", sections))
     about = {"made_by": MADE_BY, "finished": True, "failures": failures, "unusual": unusual, "made_with": provenance()}

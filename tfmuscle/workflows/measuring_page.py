@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from tfmuscle.measuring import Structure
 from tfmuscle.measuring.flags import KINDS
-from tfmuscle.measuring.population import FAR, FEWEST_PEOPLE
+from tfmuscle.measuring.population import FEWEST_PEOPLE
 from tfmuscle.report import Section, html_page, rendering
 from tfmuscle.report.measurements import area_figures, flagged_slices, overview
 from tfmuscle.workflows.measuring_subject import MeasureOptions, Measures, flag_rows
@@ -119,7 +119,9 @@ def _doubts(measures: Measures) -> Section:
     counts = ", ".join(f"{n} {kind}" for kind in KINDS if (n := sum(flag.kind == kind for flag in flags)))
     text = f"{len(flags)} flags: {counts}. A flag is a suspicion; the slices decide."
     if any(flag.kind == "population" for flag in flags):
-        text += f" Population: robust z beyond {FAR}, of {FEWEST_PEOPLE} other people or more, sides together."
+        text += (
+            f" Population: a robust z that 0.2 % of normal people have, from {FEWEST_PEOPLE} others on, sides together."
+        )
     return Section("Look here", text=text, table=_joined(flag_rows(flags)), pictures=pictures, notice=True)
 
 
