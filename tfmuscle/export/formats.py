@@ -3,8 +3,8 @@
 * `saved_model`: TensorFlow's own, with both signatures (`segment.py`); exact.
 * `onnx`: the network alone, for ONNX Runtime and whatever else reads ONNX; free batch size.
 * `openvino`: the same for Intel's runtime, float32, so that its answer stays within the tolerance.
-* `litert`: TensorFlow Lite for telephones and boards; one sample at a time, in-plane networks only (it has no 3D
-  convolution without TensorFlow beside it).
+* `litert`: TensorFlow Lite for telephones and boards; one sample at a time, networks of slices, and of volumes `unet`
+  alone (it has no 3D pooling and no PReLU of volumes without TensorFlow beside it).
 * `tensorrt`: ONNX in the precision asked for (`precision.py`), the batches the engine shall take, and for int8 how
   large inputs were. The engine is built from it on each machine and kept there (`inference/tensorrt.py`).
 
@@ -86,7 +86,7 @@ def write_litert(graph: Segmenter, folder: Path, wanted: Wanted) -> None:
     """Writes the network for LiteRT, which takes one sample at a time.
 
     Raises:
-        DataError: it has operations that LiteRT has not, as every 3D network.
+        DataError: it has operations that LiteRT has not, as most 3D networks.
     """
     shape = graph.sample_shape
     signature = [tf.TensorSpec((1, *shape), tf.float32, name="image")]
