@@ -149,10 +149,13 @@ class TestPage:
     def test_flags_stand_first_with_their_slices(self, tmp_path):
         volume = both_legs()
         volume.array[4:6, 3:5, 18:20] = 3
-        run("-i", write_legs(tmp_path, volume=volume), "-o", tmp_path / "out")
+        other = write_legs(tmp_path / "other", "second")
+        run("-i", write_legs(tmp_path, volume=volume), "--other", other, "-o", tmp_path / "out")
         page = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
         assert "2 flags: 1 pieces, 1 cut" in page.text and "k = 18" in page.text
         assert page.tags.count("img") == 4
+        # 216 of 224 voxels are shared: 432 / 440
+        assert "Beside other labellings" in page.text and "0.982" in page.text and "0.22 to 0.22" in page.text
         flags = table(tmp_path / "out" / "flags.csv")
         assert [(row["structure"], row["kind"], row["slices"]) for row in flags] == [
             ("psoas_left", "pieces", "k = 18"), ("psoas_left", "cut", "k = 19"),
@@ -239,6 +242,19 @@ class TestNames:
         other = write_legs(tmp_path / "other", "second", volume)
         result = run("-i", legs, "--other", other, "-o", tmp_path / "out")
         assert "Look at soleus_left, disagreement: Dice 0.50 with second.nii.gz" in result.output
+        rows = table(tmp_path / "out" / "agreement.csv")
+        assert [row["structure"] for row in rows] == list(LEGS.structures)
+        first = rows[0]  # 216 voxels here, 72 of them there
+        assert [float(first[key]) for key in ("volume_ml", "volume_ml second.nii.gz")] == pytest.approx([0.216, 0.072])
+        assert float(first["dice second.nii.gz"]) == float(first["dice_mean"]) == pytest.approx(0.5)
+        assert [float(first[f"volume_ml_{end}"]) for end in ("least", "most")] == pytest.approx([0.072, 0.216])
+        assert float(rows[1]["dice_mean"]) == 1
+
+    def test_folds_whose_files_are_called_alike(self, legs, tmp_path):
+        folds = [write_legs(tmp_path / f"fold_{n}", "legs") for n in range(3)]
+        run("-i", legs, *(word for fold in folds for word in ("--other", fold)), "-o", tmp_path / "out")
+        (first, *_) = table(tmp_path / "out" / "agreement.csv")
+        assert [key for key in first if key.startswith("dice ")] == [f"dice fold_{n}/legs.nii.gz" for n in range(3)]
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -60,6 +60,10 @@ It is a fraction of signal, not PDFF, unless the scanner corrected the images. N
 noise floor is the fraction that noise alone would show in the structure's fat channel; values near it are too high. \
 Without a floor, air was set to 0 in the images."""
 
+_OTHERS = """\
+Dice with each of the other labellings, and the range of volumes of all of them. A range is no interval of confidence: \
+labellings that were made alike are wrong alike."""
+
 
 def page(measures: Measures, options: MeasureOptions, files: Mapping[str, str]) -> str:
     """Returns the page.
@@ -78,6 +82,8 @@ def page(measures: Measures, options: MeasureOptions, files: Mapping[str, str]) 
         sections.append(Section("Intensities", table=_intensities(measures)))
     if measures.pairs:
         sections.append(Section("Left against right", table=_pairs(measures.pairs)))
+    if measures.others:
+        sections.append(Section("Beside other labellings", text=_OTHERS, table=_others(measures.others)))
     curves = {f"Area across the limb, {n}": figure for n, figure in enumerate(area_figures(measures.structures), 1)}
     sections.append(Section("Area along the limb", pictures=curves))
     overlay = overview(read.picture, read.labels, measures.structures, label_map=label_map)
@@ -176,3 +182,14 @@ def _pairs(pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
                 row[f"{unit} asymmetry, {difference}"] = f"{value:+.1f}" if math.isfinite(value) else "–"
         rows.append(row | {"cut": str(pair["cut"])})
     return rows
+
+
+def _others(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    table = []
+    for row in rows:
+        line = {"structure": str(row["structure"]), "volume ml": number(row["volume_ml"], 2)}
+        line |= {key: number(value, 3) for key, value in row.items() if key.startswith("dice ")}
+        line |= {"mean Dice": number(row["dice_mean"], 3)}
+        low, high = number(row["volume_ml_least"], 2), number(row["volume_ml_most"], 2)
+        table.append(line | {"volumes ml, least to most": f"{low} to {high}"})
+    return table

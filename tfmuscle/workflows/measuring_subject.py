@@ -9,7 +9,7 @@ import csv
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,7 @@ class Measures:
         rows: their lines of the table, with the subject.
         pairs: left against right.
         flags: what may be wrong.
-        out: folder of the report.
+        others: rows of how far other labellings agree, see `agreement_rows`.
     """
 
     read: Read
@@ -138,18 +138,13 @@ class Measures:
     rows: tuple[dict[str, Any], ...]
     pairs: tuple[dict[str, Any], ...]
     flags: tuple[Flag, ...]
-    out: Path = field(default=Path())
+    others: tuple[dict[str, Any], ...] = ()
 
 
 def measure_one(
     labels: str | Path, options: MeasureOptions | None = None, *, progress: Progress | None = None
 ) -> Measures:
-    """Measures one label file and writes nothing.
-
-    Args:
-        labels: label image.
-        options: what else.
-        progress: called with (structures done, structures in all, name).
+    """Measures one label file and writes nothing; `progress` as in `measure_structures`.
 
     Raises:
         ValueError: options that do not fit.
@@ -170,10 +165,10 @@ def measure_one(
     except ValueError as error:
         raise DataError(f"{labels}: {error}") from error
     axis = structures[0].axis.slice_axis
-    others = [(Path(path).name, _compared(read, Path(path), options, axis)) for path in options.others]
+    others = [(name, _compared(read, path, options, axis)) for name, path in _called(options.others).items()]
     flags = find_flags(structures, read.label_map, subject=read.subject, population=population, others=others)
     rows = tuple({"subject": read.subject} | one.row() for one in structures)
-    return Measures(read, structures, rows, tuple(asymmetry(rows)), tuple(flags))
+    return Measures(read, structures, rows, tuple(asymmetry(rows)), tuple(flags), tuple(agreement_rows(others)))
 
 
 def _read(path: Path, options: MeasureOptions) -> Read:
@@ -254,12 +249,38 @@ def _exchanged(water: Volume, fat: Volume) -> str:
     return what if exchanged else ""
 
 
+def _called(paths: Sequence[str | Path]) -> dict[str, Path]:
+    """Returns what other labellings are called: by their files, and with the folder where files are called alike."""
+    names = [Path(path).name for path in paths]
+    return {
+        name if names.count(name) == 1 else f"{Path(path).parent.name}/{name}": Path(path)
+        for name, path in zip(names, paths, strict=True)
+    }
+
+
 def _compared(read: Read, path: Path, options: MeasureOptions, axis: int) -> list[Agreement]:
     other, table = _on_grid(read_label_image(path), read.labels), names_of(path)
     if table is None or (options.names is not None and not set(table.structures) & set(read.named.structures)):
         table = read.named
     other, table = _parted(other, table, options)
     return agreement(read.labels, read.label_map, other, table, axis)
+
+
+def agreement_rows(others: Sequence[tuple[str, Sequence[Agreement]]]) -> list[dict[str, Any]]:
+    """Returns one row a structure: Dice and volume with every other labelling, mean Dice and range of volumes.
+
+    The range is of what was measured here and in all others that have the structure in their names.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for name, compared in others:
+        for line in compared:
+            row = rows.setdefault(line.structure, {"structure": line.structure, "volume_ml": line.volume_ml[0]})
+            row |= {f"dice {name}": line.dice, f"volume_ml {name}": line.volume_ml[1]}
+    for row in rows.values():
+        dices = [value for key, value in row.items() if key.startswith("dice ")]
+        volumes = [value for key, value in row.items() if key.startswith("volume_ml")]
+        row |= {"dice_mean": sum(dices) / len(dices), "volume_ml_least": min(volumes), "volume_ml_most": max(volumes)}
+    return list(rows.values())
 
 
 def description(measures: Measures, labels: Path, options: MeasureOptions) -> dict[str, Any]:
@@ -284,6 +305,7 @@ def description(measures: Measures, labels: Path, options: MeasureOptions) -> di
         "remarks": list(read.remarks),
         "structures": list(measures.rows),
         "asymmetry": list(measures.pairs),
+        "agreement": list(measures.others),
         "flags": [asdict(flag) for flag in measures.flags],
         "areas": profiles,
         "made_with": provenance(),
@@ -311,6 +333,8 @@ def write_tables(measures: Measures, out: Path, about: Mapping[str, Any]) -> Non
     write_text(out / "areas.csv", csv_text(_area_rows(measures.structures)))
     write_text(out / "areas_by_limb_percent.csv", csv_text(_percent_rows(measures.structures)))
     write_text(out / "asymmetry.csv", csv_text(measures.pairs))
+    if measures.others:
+        write_text(out / "agreement.csv", csv_text(measures.others))
     write_text(out / "flags.csv", csv_text(flag_rows(measures.flags)))
     write_json(out / RESULT, dict(about))
 
@@ -364,11 +388,7 @@ def _cell(value: Any) -> Any:
 
 
 def check_out(labels: Path, out: Path, options: MeasureOptions, result: str) -> None:
-    """Refuses, before any work, a folder that holds something else.
-
-    Raises:
-        DataError: it does, or it is what is read.
-    """
+    """Refuses, before any work, a folder that holds something else, by a DataError."""
     check_outputs([out], [labels, *options.files().values()])
     if out.is_file():
         raise DataError(f"{out}: is a file; give the name of a folder for the report")
