@@ -609,7 +609,7 @@ def test_an_interrupt_does_not_wait_for_the_server(server, few_at_once):
     served, images = opened(server), np.ones((12, 8, 8, 1), np.float32)
     before = set(threading.enumerate())
     server.faults.delays += [4.0] * 4
-    here = threading.main_thread().ident
+    here, wire = threading.main_thread().ident, served._wire
     threading.Timer(0.5, lambda: signal.pthread_kill(here, signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
         served.infer(images)
@@ -617,6 +617,8 @@ def test_an_interrupt_does_not_wait_for_the_server(server, few_at_once):
     for one in ours:  # or they would keep the process from ending
         one.join(2)
     assert not any(one.is_alive() for one in ours) and server.faults.running > 0  # the server is busy still
+    with pytest.raises(ValueError, match="after hanging up|closed channel"):  # what was about to be sent is not sent
+        wire.ask(served.address, "serving_default", {"image": images}, "probabilities", 5.0)
     np.testing.assert_array_equal(served.infer(images), probabilities(images))  # and it can be asked again
 
 

@@ -44,8 +44,8 @@ class Server:
 
     def __init__(self, address: Address, spec: DataSpec, patience: Patience) -> None:
         self.address, self._spec, self._patience = address, spec, patience
-        self._wire: GrpcWire | RestWire = GrpcWire(address) if address.scheme == "grpc" else RestWire()
-        self._given_up = self._interrupted = False
+        self._wire = _wire_to(address)
+        self._given_up = False
         self.has_segment = False
 
     @classmethod
@@ -92,7 +92,7 @@ class Server:
         Raises:
             DataError: refused, or not answered within all patience.
         """
-        size, self._interrupted = windows_per_request(self._spec, self.address.scheme), False
+        size = windows_per_request(self._spec, self.address.scheme)
         parts = [images[first : first + size] for first in range(0, len(images), size)]
         if len(parts) == 1:
             return self._probabilities(parts[0])
@@ -100,8 +100,8 @@ class Server:
             try:
                 return np.concatenate(pool.map(self._probabilities, parts, chunksize=1))
             except KeyboardInterrupt:  # or the process would stay until the last request has been answered
-                self._interrupted = True
                 self._wire.hang_up()
+                self._wire = _wire_to(self.address)
                 raise
 
     @property
@@ -134,10 +134,10 @@ class Server:
         if self._given_up:
             patience = replace(patience, attempts=1)
 
+        wire = self._wire
+
         def ask(seconds: float) -> np.ndarray:
-            if self._interrupted:
-                raise DataError(f"{self.address}: interrupted")
-            return self._wire.ask(self.address, signature, inputs, output, seconds)
+            return wire.ask(self.address, signature, inputs, output, seconds)
 
         try:
             found = keep_trying(ask, patience, str(self.address))
@@ -155,6 +155,10 @@ class Server:
                 " bundle given with -m"
             )
         return found
+
+
+def _wire_to(address: Address) -> GrpcWire | RestWire:
+    return GrpcWire(address) if address.scheme == "grpc" else RestWire()
 
 
 def windows_per_request(spec: DataSpec, scheme: str) -> int:

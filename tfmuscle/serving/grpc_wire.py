@@ -25,19 +25,14 @@ class GrpcWire:
 
     def __init__(self, address: Address) -> None:
         self._grpc, self._apis = _stubs(address)
-        self._connect(address.server)
-
-    def _connect(self, server: str) -> None:
         options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
-        channel = self._grpc.insecure_channel(server, options=options)
-        self._predictions = self._apis["prediction_service_pb2_grpc"].PredictionServiceStub(channel)
-        self._models = self._apis["model_service_pb2_grpc"].ModelServiceStub(channel)
-        self._channel, self._server = channel, server
+        self._channel = self._grpc.insecure_channel(address.server, options=options)
+        self._predictions = self._apis["prediction_service_pb2_grpc"].PredictionServiceStub(self._channel)
+        self._models = self._apis["model_service_pb2_grpc"].ModelServiceStub(self._channel)
 
     def hang_up(self) -> None:
-        """Ends what is on its way."""
+        """Ends what is on its way, for good: gRPC itself refuses whatever is asked later."""
         self._channel.close()
-        self._connect(self._server)
 
     def status(self, address: Address, seconds: float) -> dict[int, str]:
         """Returns version -> state of a model, "AVAILABLE" when it answers."""

@@ -34,9 +34,11 @@ class RestWire:
 
     def __init__(self) -> None:
         self._lines: set[socket.socket] = set()
+        self._over = False
 
     def hang_up(self) -> None:
-        """Ends what is on its way."""
+        """Ends what is on its way, and refuses whatever is asked later."""
+        self._over = True
         for line in list(self._lines):
             with contextlib.suppress(OSError):
                 line.shutdown(socket.SHUT_RDWR)
@@ -101,6 +103,8 @@ class RestWire:
     def _held(self, line: socket.socket) -> Iterator[socket.socket]:
         self._lines.add(line)
         try:
+            if self._over:
+                raise ValueError("asked after hanging up")
             yield line
         finally:
             self._lines.discard(line)
