@@ -1,6 +1,7 @@
 """Short ways that begin with a wrong mask: what is seen of a scan, how masks are spoilt, what a window then teaches."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -10,6 +11,7 @@ from propagation_samples import SPEC, scan_of, tiny
 
 from tfmuscle.config import Propagation
 from tfmuscle.labels import IGNORE
+from tfmuscle.training import propagation_steps
 from tfmuscle.training.propagation_parts import part_of, spoilt
 from tfmuscle.training.propagation_steps import Stepper, Windows, chunks_of
 from tfmuscle.training.propagation_ways import fed_to, windows_of
@@ -155,3 +157,19 @@ class TestLearning:
             Propagation(parts=1, slices=4, spoil=1.5)
         with pytest.raises(ValueError, match="parts, away and l2 must be finite and not negative"):
             Propagation(parts=-1)
+
+    @pytest.mark.parametrize(("pooled", "least", "most"), [(False, 0.0, 0.02), (True, 0.999, 1.001)])
+    def test_what_is_painted_past_an_end_counts_if_windows_are_pooled(self, monkeypatch, pooled, least, most):
+        """Of two structures one has ended: the slope of the loss at its voxels, as a share of that beside the other."""
+        truth = np.zeros((2, 3, 32, 32, 1), np.float32)
+        truth[0, :, :16] = 1
+        said = tf.Variable(np.full_like(truth, 0.5))
+        settings = dataclasses.replace(PARTS, pooled=pooled)
+        stepper = SimpleNamespace(settings=settings, tversky=None, spec=SPEC, model=None)
+        stepper._target = lambda *given: (tf.constant(truth), tf.ones_like(said))
+        monkeypatch.setattr(propagation_steps, "answer", lambda *given, **how: tf.concat([1 - said, said], -1))
+        none = tf.zeros((2, 3), bool)
+        with tf.GradientTape() as tape:
+            loss, _ = Stepper.window(stepper, [said, said], truth, none, none)
+        slope = np.abs(tape.gradient(loss, said).numpy())
+        assert least <= slope[1].mean() / slope[0, :, 16:].mean() < most

@@ -41,6 +41,10 @@ class Propagation(Settings):
     )
     refresh: int = option(1, "windows after which drawn slices are put into the masks fed, for feedback corrected")
     l2: float = option(1e-5, "factor of the squared weights in the loss")
+    pooled: bool = option(
+        False,
+        "one loss of all windows side by side instead of the mean of theirs: what is painted past an end then counts",
+    )
     structures: tuple[str, ...] = option((), "structures to learn; none: all")
     smallest: int = option(0, "a structure is followed from the first slice on which it has more pixels than this")
     slices: int = option(0, "slices in a row of each sweep that an epoch goes through, from a random one on; 0: all")

@@ -9,8 +9,10 @@ into that.
 Between two steps of the optimiser gradients are added up, each divided by the number of windows, so that the step is
 that of the mean; memory is that of one chunk. Since nothing flows back through masks that are fed, this is exact.
 
-All structures of the scans that go side by side are samples of one batch. The loss is that of the network's own
-`ParametricTversky` output; a network without one learns with both weights 1/2.
+All structures of the scans that go side by side are samples of one batch. Where a structure has ended the index of its
+window is (0 + s) / (α FP + s), and flat once a few voxels are wrong: that it ends is hardly learned. With `pooled` all
+samples have one index, their voxels added up, and a wrong voxel costs the same wherever it is. The loss is that of the
+network's own `ParametricTversky` output; a network without one learns with both weights 1/2.
 """
 
 import functools
@@ -150,11 +152,14 @@ class Stepper:
         said, fed = answer(self.model, given, training=True), given[1]
         target, known = self._target(truth, drawn, fed)
         both = tf.concat([1 - target, target], axis=-1) * known  # zeros teach nothing
+        found = said
+        if self.settings.pooled:
+            both, found = (tf.reshape(part, (1, -1, *part.shape[2:])) for part in (both, said))
         if self.tversky is None:
-            g, p, _ = prepare(both, said)
+            g, p, _ = prepare(both, found)
             loss = tversky_loss(g, p, **EVEN_WEIGHTS)
         else:
-            loss = self.tversky.loss(both, said)
+            loss = self.tversky.loss(both, found)
         result = fed if self.settings.feedback == "expert" else said[..., 1:]
         return loss, tf.where(_wide(kept), truth, result)
 
