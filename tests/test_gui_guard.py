@@ -1,10 +1,16 @@
 """Who is let in: token, Host, Origin, sizes, names. Asked over real sockets, as an attacker would."""
 
+import signal
 import socket
+import subprocess
+import sys
+import urllib.request
 
 import pytest
+from click.testing import CliRunner
 from gui_pages import TOKEN, page_of, write_leg
 
+from tfmuscle.cli import tfmuscle_group
 from tfmuscle.gui import guard
 from tfmuscle.gui.app import make_app
 
@@ -170,3 +176,31 @@ def test_an_upload_arrives_whole_and_never_replaces(page):
         assert status == 200 and content["path"] == expected
     assert (page.folder / "results" / "uploads" / "knee.nii.gz").read_bytes() == b"as it was"
     assert page.get("/api/file", path="results/uploads/knee.nii.gz") == b"as it was"
+
+
+def test_the_command_prints_an_address_that_opens_and_ends_with_an_interrupt(tmp_path):
+    words = [sys.executable, "-c", "from tfmuscle.cli import main; main()", "gui", str(tmp_path), "--no-browser"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            address = process.stdout.readline().strip()
+            opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+            with opener.open(address, timeout=60) as answer:
+                assert answer.status == 200 and b"<canvas" in answer.read()
+                assert answer.url == address.partition("?")[0]
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 0 and process.stderr.read() == ""
+        finally:
+            process.kill()
+
+
+def test_what_cannot_be_served_is_one_line(tmp_path, monkeypatch):
+    def said(*words):
+        result = CliRunner().invoke(tfmuscle_group, ["gui", *map(str, words), "--no-browser"])
+        assert result.exit_code == 1 and result.output.count("\n") == 1
+        return result.output
+
+    assert "there is no such folder" in said(tmp_path / "none")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert "cannot be had" in said(tmp_path, "--port", taken.getsockname()[1])
+    monkeypatch.setitem(sys.modules, "tfmuscle.gui.app", None)
+    assert "pip install 'tfmuscle[gui]'" in said(tmp_path)

@@ -80,20 +80,22 @@ def serve(folder: str | Path, *, port: int | None, browser: bool, tell: Callable
     Raises:
         DataError: no such folder, or the port is taken.
     """
-    listening = socket.socket()
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind(("127.0.0.1", port or 0))
-    except OSError as error:
-        raise DataError(f"port {port}: cannot be had ({error.strerror}); choose another --port, or none") from error
-    chosen, token = listening.getsockname()[1], secrets.token_urlsafe(32)
-    app = make_app(folder, port=chosen, token=token)
-    address = f"http://127.0.0.1:{chosen}/?token={token}"
-    tell(address)
-    if browser:
-        threading.Timer(0.5, webbrowser.open, [address]).start()
-    options: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
-    uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=5, **options)).run(sockets=[listening])
+    with socket.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind(("127.0.0.1", port or 0))
+            listening.listen()  # before the address is told: a visitor waits then, and is not turned away
+        except OSError as error:
+            raise DataError(f"port {port}: cannot be had ({error.strerror}); choose another --port, or none") from error
+        chosen, token = listening.getsockname()[1], secrets.token_urlsafe(32)
+        app = make_app(folder, port=chosen, token=token)
+        address = f"http://127.0.0.1:{chosen}/?token={token}"
+        tell(address)
+        if browser:
+            threading.Timer(0.5, webbrowser.open, [address]).start()
+        config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=5)
+        with contextlib.suppress(KeyboardInterrupt):  # the way to end it
+            uvicorn.Server(config).run(sockets=[listening])
 
 
 def _add_views(app: FastAPI, workspace: Workspace, volumes: Volumes) -> None:
@@ -249,7 +251,8 @@ def _upload_name(name: str) -> tuple[str, str]:
 
 
 def _refused(status: int, error: str) -> JSONResponse:
-    return JSONResponse({"error": " ".join(error.split())}, status_code=status, headers=_NO_STORE)
+    headers = _NO_STORE | ({"connection": "close"} if status == 413 else {})  # or the rest of the body would be read
+    return JSONResponse({"error": " ".join(error.split())}, status_code=status, headers=headers)
 
 
 def _first(error: RequestValidationError) -> str:

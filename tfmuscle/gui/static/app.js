@@ -107,7 +107,8 @@ function showStructures(structures) {
     });
     const swatch = Object.assign(node("span"), { className: "swatch" });
     swatch.style.background = `rgb(${one.colour.join(",")})`;
-    const name = Object.assign(node("span", one.name), { className: "name" });
+    const name = Object.assign(node("span"), { className: "name" });
+    name.append(...one.name.split(/(?<=_)/).flatMap((part) => [part, node("wbr")])); // breaks between words
     const volume = Object.assign(node("span", one.volume_ml ? `${one.volume_ml.toFixed(1)} ml` : ""), { className: "ml" });
     row.append(radio, swatch, name, volume, box);
     return row;

@@ -1,6 +1,6 @@
 // The picture: one scan, and labels as NiiVue's drawing on it, so that what is seen is what the brush changes.
 
-const { Niivue, NVImage, DRAG_MODE, SHOW_RENDER, SLICE_TYPE } = window.niivue;
+const { Niivue, NVImage, DRAG_MODE, MULTIPLANAR_TYPE, SHOW_RENDER, SLICE_TYPE } = window.niivue;
 const LAYOUTS = { all: SLICE_TYPE.MULTIPLANAR, axial: SLICE_TYPE.AXIAL, coronal: SLICE_TYPE.CORONAL, sagittal: SLICE_TYPE.SAGITTAL, "3d": SLICE_TYPE.RENDER };
 
 export class View {
@@ -8,7 +8,8 @@ export class View {
     this.nv = new Niivue({
       isResizeCanvas: true, show3Dcrosshair: true, backColor: [0, 0, 0, 1], crosshairColor: [0.3, 0.76, 1, 0.8],
       multiplanarShowRender: SHOW_RENDER.ALWAYS, dragAndDropEnabled: false, loadingText: "", maxDrawUndoBitmaps: 32,
-      crosshairWidth: 0.6, viewModeHotKey: "", clipPlaneHotKey: "", cycleClipPlaneHotKey: "", isNearestInterpolation: false,
+      crosshairWidth: 0.6, isRadiologicalConvention: true, multiplanarLayout: MULTIPLANAR_TYPE.GRID,
+      multiplanarEqualSize: true, viewModeHotKey: "", clipPlaneHotKey: "", cycleClipPlaneHotKey: "", isNearestInterpolation: false,
     });
     this.structures = [];
     this.hidden = new Set();
