@@ -230,7 +230,7 @@ function setHip(slice, move) {
 }
 
 function contentOf(form) {
-  const content = { command: form.dataset.command };
+  const content = { command: form.getAttribute("data-command") }; // a field called dataset hides form.dataset
   for (const field of form.elements) {
     if (!field.name || field.disabled) continue;
     if (field.type === "checkbox") content[field.name] = field.checked;
@@ -243,7 +243,7 @@ function contentOf(form) {
 }
 
 async function submit(form, content = contentOf(form)) {
-  if (form.dataset.needs === "labels" && open.dirty) throw new Error("Save the corrections first; the job reads the saved file.");
+  if (form.getAttribute("data-needs") === "labels" && open.dirty) throw new Error("Save the corrections first; the job reads the saved file.");
   const { id } = await send("/api/jobs", content);
   tell("The job is in the queue; see below.");
   jobs.choose(id);
