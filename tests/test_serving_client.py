@@ -604,8 +604,16 @@ def test_fifty_clients_at_once_get_their_own_answers(server, quick_pauses, few_a
     assert server.faults.largest <= 3 * 64 * 8 and len(server.faults.asked) >= 150
 
 
+@pytest.fixture
+def interruptible():
+    """A process started in the background may have been told to ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs pthread_kill")
-def test_an_interrupt_does_not_wait_for_the_server(server, few_at_once):
+def test_an_interrupt_does_not_wait_for_the_server(server, few_at_once, interruptible):
     served, images = opened(server), np.ones((12, 8, 8, 1), np.float32)
     before = set(threading.enumerate())
     server.faults.delays += [4.0] * 4
