@@ -165,7 +165,7 @@ def _tool(scan: Volume, axis: int, options: Propagating) -> _Tool:
         grid = frame.turned(scan)
         method = make_method(options.method or DEFAULT, grid.spacing)
         several = scan.num_channels > 1 and options.method != "interpolate"
-        notes = (f"{scan.num_channels} channels; the first is looked at",) if several else ()
+        notes: tuple[str, ...] = (f"{scan.num_channels} channels; the first is looked at",) if several else ()
         array = grid.array[..., 0] if grid.array.ndim == 4 else grid.array
         return _Tool(method, frame, functools.cache(lambda: method.prepare(array)), notes)
     runs = tuple(map(load_propagation, options.runs))

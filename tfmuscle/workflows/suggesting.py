@@ -179,8 +179,9 @@ def _rows(
         areas = {name: round(float(area), 2) for name, area in zip(label_map.structures, column, strict=True)}
         most = max(areas, key=lambda name: areas[name]) if column.sum() > 0 else ""
         both = (score[index], column.sum())
-        whole = {name: round(float(area), 2) for name, area in zip(_AREAS, both, strict=True)} | {"structure": most}
-        shares = {_column(name): area for name, area in areas.items()}
+        whole: dict[str, Any] = {name: round(float(area), 2) for name, area in zip(_AREAS, both, strict=True)}
+        whole["structure"] = most
+        shares: dict[str, Any] = {_column(name): area for name, area in areas.items()}
         rows.append(shares | {"slice": index, "labelled": int(index in slices.indices)} | place | whole)
     return rows
 
