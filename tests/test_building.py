@@ -85,7 +85,7 @@ def test_a_killed_worker_is_one_line_and_a_rerun_makes_only_what_is_missing(
         build_records(scans, out, spec, workers=2)
     monkeypatch.undo()
     kept = times(out)
-    assert len(kept) >= 2 and not (out / "index.json").exists()
+    assert kept and not (out / "index.json").exists()  # the second may still be in work when the third dies
     with pytest.raises(DataError, match="there is no index, the records are incomplete; run build-records again"):
         records.read_index(out)
     build_records(scans, out, spec)
