@@ -76,14 +76,14 @@ def agree(run, other):
 def single(tiny_records, tmp_path_factory):
     run = tmp_path_factory.mktemp("single") / "run"
     process = start(*FIT, "-i", tiny_records, "-o", run)
-    output = process.communicate(timeout=300)
+    output = process.communicate(timeout=500)
     assert process.returncode == 0, output
     return run
 
 
 def test_two_devices_of_a_machine_learn_what_one_does(single, tiny_records, tmp_path):
     process = start(*FIT, "-i", tiny_records, "-o", tmp_path / "run", "--devices", "all", code=TWO_PROCESSORS)
-    output = process.communicate(timeout=300)
+    output = process.communicate(timeout=500)
     assert process.returncode == 0, output
     agree(tmp_path / "run", single)
     assert read_json(tmp_path / "run" / "train.json")["devices"] == "all"
@@ -110,7 +110,7 @@ def test_a_lost_machine_is_said_and_whole_epochs_are_kept(tiny_records, tmp_path
         time.sleep(0.2)
     other.kill()
     other.communicate()
-    errors = chief.communicate(timeout=300)[1]
+    errors = chief.communicate(timeout=500)[1]
     assert chief.returncode == 1
     assert "another machine has gone" in errors and "--resume" in errors
     assert history(run)
