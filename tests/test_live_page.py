@@ -41,6 +41,7 @@ def test_a_page_says_how_far_training_is_and_reloads_itself_until_it_ends(tmp_pa
 def test_a_disk_that_takes_no_page_does_not_end_the_training(tmp_path):
     (tmp_path / "report.html").mkdir()
     write_page(tmp_path, TrainConfig(), HISTORY)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"] and (tmp_path / "report.html").is_dir()
 
 
 def batches(images, labels, size=2):
