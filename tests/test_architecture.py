@@ -43,7 +43,7 @@ FLOORS = {
     "labelled_slices": 4, "measuring": 4,
     "planning": 5, "label_sources": 5, "sampling": 5, "report": 5, "registration": 5,
     "postprocessing": 5, "contours": 5, "cascade": 5, "relabelling": 5,
-    "disagreement": 5, "interpolation": 5, "propagation": 6,
+    "disagreement": 5, "interpolation": 5, "uncertainty": 5, "propagation": 6,
     "records": 6, "augmentation": 6, "models": 6,
     "inference": 7,
     "training": 8,

@@ -155,7 +155,7 @@ class Stitcher:
         self._shape = tuple(shape)
         self._window = label_window(spec)
         self._logarithms = spec.blend == "logits"
-        self._weights = _importance(self._window, _axis_starts(shape, spec))
+        self._weights = window_weights(shape, spec)
         rows = min(self._window[0], self._shape[0])
         self._sum = np.zeros((rows, *self._shape[1:], num_classes), dtype=np.float32)
         self._weight = np.zeros((rows, *self._shape[1:]), dtype=np.float32)
@@ -188,7 +188,7 @@ class Stitcher:
         if row > self._first:
             raise ValueError(f"slices {self._first} to {row - 1} are final; take them by until({tuple(start)}) first")
         self._last_row = row
-        inside, outside = _overlap(start, self._window, self._shape)
+        inside, outside = overlap_of(start, self._window, self._shape)
         target = (slice(inside[0].start - self._first, inside[0].stop - self._first), *inside[1:])
         weights = self._weights[outside]
         values = probabilities.reshape(*self._window, num_classes)[outside]
@@ -245,6 +245,34 @@ def window_steps(spec: DataSpec) -> tuple[int, int, int]:
     return (steps[0] if spec.kind == "volumes" else 1), steps[1], steps[2]
 
 
+def window_weights(shape: tuple[int, ...], spec: DataSpec) -> np.ndarray:
+    """Returns the blending weight of each voxel of a window of a volume `shape`: `label_window(spec)`, peak 1.
+
+    A product of `exp(-(i - (n - 1) / 2)² / (2 (n / 8)²))` over the axes that have several windows; at least
+    `exp(-8)` per axis, so never zero.
+    """
+    window, starts = label_window(spec), _axis_starts(shape, spec)
+    weights = np.ones(window)
+    for axis, (length, several) in enumerate(zip(window, starts, strict=True)):
+        if len(several) > 1 and length > 1:
+            distance = (np.arange(length) - (length - 1) / 2) / (length * SIGMA_PER_WINDOW)
+            bell = np.exp(-0.5 * distance**2)
+            weights *= (bell / bell.max()).reshape([-1 if other == axis else 1 for other in range(3)])
+    return weights.astype(np.float32)
+
+
+def overlap_of(
+    start: tuple[int, ...], window: tuple[int, ...], shape: tuple[int, ...]
+) -> tuple[tuple[slice, ...], ...]:
+    """Returns the part of a window inside the volume: as slices of the volume, and as slices of the window."""
+    inside, outside = [], []
+    for first, length, size in zip(start, window, shape, strict=True):
+        low, high = max(first, 0), min(first + length, size)
+        inside.append(slice(low, high))
+        outside.append(slice(low - first, high - first))
+    return tuple(inside), tuple(outside)
+
+
 def _axis_starts(shape: tuple[int, ...], spec: DataSpec) -> list[list[int]]:
     """Returns the window starts of each axis, centred on an axis that is smaller than the window."""
     return [
@@ -270,38 +298,13 @@ def _window(
     array: np.ndarray, start: tuple[int, ...], window: tuple[int, ...], fill: Any, dtype: Any = None
 ) -> np.ndarray:
     """Returns a copy of `array[start : start + window]`, filled with `fill` where it lies outside."""
-    inside, outside = _overlap(start, window, array.shape[:3])
+    inside, outside = overlap_of(start, window, array.shape[:3])
     result = np.empty((*window, *array.shape[3:]), dtype=dtype or array.dtype)
     result[...] = fill
     result[outside] = array[inside]
     return result
 
 
-def _overlap(start: tuple[int, ...], window: tuple[int, ...], shape: tuple[int, ...]) -> tuple[tuple[slice, ...], ...]:
-    """Returns the part of a window inside the volume: as slices of the volume, and as slices of the window."""
-    inside, outside = [], []
-    for first, length, size in zip(start, window, shape, strict=True):
-        low, high = max(first, 0), min(first + length, size)
-        inside.append(slice(low, high))
-        outside.append(slice(low - first, high - first))
-    return tuple(inside), tuple(outside)
-
-
 def _softmax(logits: np.ndarray) -> np.ndarray:
     shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return shares / shares.sum(axis=-1, keepdims=True)
-
-
-def _importance(window: tuple[int, ...], starts: list[list[int]]) -> np.ndarray:
-    """Returns the blending weight of each voxel of a window, `window`-shaped float32 with peak 1.
-
-    A product of `exp(-(i - (n - 1) / 2)² / (2 (n / 8)²))` over the axes that have several windows; at least
-    `exp(-8)` per axis, so never zero.
-    """
-    weights = np.ones(window)
-    for axis, (length, several) in enumerate(zip(window, starts, strict=True)):
-        if len(several) > 1 and length > 1:
-            distance = (np.arange(length) - (length - 1) / 2) / (length * SIGMA_PER_WINDOW)
-            bell = np.exp(-0.5 * distance**2)
-            weights *= (bell / bell.max()).reshape([-1 if other == axis else 1 for other in range(3)])
-    return weights.astype(np.float32)

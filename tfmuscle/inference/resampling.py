@@ -16,7 +16,7 @@ Rejected: `map_coordinates` per class (reads the whole field once per class), de
 multiplications), general rotations (nothing produces them).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,7 +110,58 @@ class _Plane:
         """Returns the most probable class `(h, w)` from probabilities `(H, W, C)` by bilinear interpolation."""
         if self._matrix is None:
             return probabilities.argmax(axis=-1)[self._pixels]
-        return (self._matrix @ probabilities.reshape(-1, probabilities.shape[-1])).argmax(axis=-1).reshape(self._shape)
+        return self.values(probabilities).argmax(axis=-1)
+
+    def values(self, probabilities: np.ndarray) -> np.ndarray:
+        """Returns probabilities `(h, w, C)` at the target's positions."""
+        if self._matrix is None:
+            return probabilities[self._pixels]
+        count = probabilities.shape[-1]
+        return (self._matrix @ probabilities.reshape(-1, count)).reshape(*self._shape, count)
+
+
+class Placing:
+    """Brings a stream of slabs on a grid to slices of the target; at most one older slice is held beside the block.
+
+    Attributes:
+        axes: of the target, that run along each axis of the grid.
+        plane: brings a slice of the grid to the target's in-plane positions.
+    """
+
+    def __init__(self, grid: Geometry, target: Geometry) -> None:
+        self.axes, scale, shift = align(grid, target)
+        self._grid = grid
+        self._samples = [
+            _sample(grid.shape[a], scale[a] * np.arange(target.shape[self.axes[a]]) + shift[a]) for a in range(3)
+        ]
+        self.plane = _Plane(self._samples[1], self._samples[2])
+
+    def view(self, array: np.ndarray) -> np.ndarray:
+        """Returns the part of an array of the target that the grid reaches, its axes those of the grid."""
+        return array.transpose(self.axes)[tuple(sample.inside for sample in self._samples)]
+
+    def slices(self, blocks: Iterable[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields each slice of the view once: its index, in no order, and probabilities `(H, W, C)` for `plane`.
+
+        Raises:
+            ValueError: the blocks end early.
+        """
+        depth = self._samples[0]
+        waiting = list(np.argsort(depth.lower + depth.weight, kind="stable")[::-1])
+        held: dict[int, np.ndarray] = {}
+        for first, block in blocks:
+            held |= {first + n: probabilities for n, probabilities in enumerate(block)}
+            last = first + len(block) - 1
+            while waiting and depth.lower[waiting[-1]] + (depth.weight[waiting[-1]] > 0) <= last:
+                index = waiting.pop()
+                yield int(index), _between(held, depth.lower[index], depth.weight[index])
+            needed = depth.lower[waiting[-1]] if waiting else last + 1
+            held = {n: probabilities.copy() for n, probabilities in held.items() if n >= needed}
+            del block  # or it would stay beside the next one while that is made
+        if waiting:
+            raise ValueError(
+                f"probabilities end before slice {self._grid.shape[0] - 1} of {self._grid.shape}; give all slices"
+            )
 
 
 def labels_on_grid(
@@ -132,24 +183,11 @@ def labels_on_grid(
     Raises:
         ValueError: the grids are rotated against each other, or the blocks end early.
     """
-    axes, scale, shift = align(grid, target)
-    samples = [_sample(grid.shape[a], scale[a] * np.arange(target.shape[axes[a]]) + shift[a]) for a in range(3)]
-    depth, plane = samples[0], _Plane(samples[1], samples[2])
+    placing = Placing(grid, target)
     labels = np.zeros(target.shape, dtype=label_map.decode(np.zeros(1, dtype=np.intp)).dtype)
-    view = labels.transpose(axes)[samples[0].inside, samples[1].inside, samples[2].inside]
-    waiting = list(np.argsort(depth.lower + depth.weight, kind="stable")[::-1])
-    held: dict[int, np.ndarray] = {}
-    for first, block in blocks:
-        held |= {first + n: probabilities for n, probabilities in enumerate(block)}
-        last = first + len(block) - 1
-        while waiting and depth.lower[waiting[-1]] + (depth.weight[waiting[-1]] > 0) <= last:
-            index = waiting.pop()
-            view[index] = label_map.decode(plane.classes(_between(held, depth.lower[index], depth.weight[index])))
-        needed = depth.lower[waiting[-1]] if waiting else last + 1
-        held = {n: probabilities.copy() for n, probabilities in held.items() if n >= needed}
-        del block  # or it would stay beside the next one while that is made
-    if waiting:
-        raise ValueError(f"probabilities end before slice {grid.shape[0] - 1} of {grid.shape}; give all slices")
+    view = placing.view(labels)
+    for index, probabilities in placing.slices(blocks):
+        view[index] = label_map.decode(placing.plane.classes(probabilities))
     return labels
 
 

@@ -34,6 +34,8 @@ PROOF_WINDOWS = 2
 """Windows on which a converted network is compared with Keras."""
 
 Progress = Callable[[int, int], None]
+Hear = Callable[[Sequence[tuple[int, int, int]], np.ndarray, list[np.ndarray]], None]
+"""Is told of each batch: starts of the windows, their samples, and what each member finds likeliest."""
 
 
 def predict_volume(
@@ -62,9 +64,9 @@ def predict_volume(
         DataError: the scan has the wrong number of channels, or the network returns something that is not a number.
         ValueError: `batch_size` is not positive, or `prior` lies on another grid.
     """
-    runs = _members(run)
+    runs = members_of(run)
     prepared, _ = preprocess(image, None, runs[0].spec, prior)
-    blocks = _stream(runs, prepared.array, mirror=mirror, batch_size=batch_size, progress=progress)
+    blocks = stream(runs, prepared.array, mirror=mirror, batch_size=batch_size, progress=progress)
     labels = labels_on_grid(blocks, prepared.geometry, image.geometry, runs[0].spec.label_map)
     return Volume(labels, image.geometry, image.source)
 
@@ -83,10 +85,10 @@ def predict_probabilities(
     The arguments are those of `predict_volume`. All classes are held at once: 512 x 512 x 400 voxels of 70 classes
     would be 29 GB.
     """
-    runs = _members(run)
+    runs = members_of(run)
     prepared, _ = preprocess(image, None, runs[0].spec, prior)
     probabilities = np.zeros((*prepared.geometry.shape, runs[0].spec.num_classes), dtype=np.float32)
-    for first, block in _stream(runs, prepared.array, mirror=mirror, batch_size=batch_size, progress=progress):
+    for first, block in stream(runs, prepared.array, mirror=mirror, batch_size=batch_size, progress=progress):
         probabilities[first : first + len(block)] = block
     return prepared.with_array(probabilities)
 
@@ -104,14 +106,24 @@ def mean_probabilities(run: Run, images: np.ndarray, *, mirror: bool) -> np.ndar
     return np.concatenate([_predict((run,), [copies], part) for part in parts])
 
 
-def _members(run: Run | Sequence[Run]) -> tuple[Run, ...]:
+def members_of(run: Run | Sequence[Run]) -> tuple[Run, ...]:
+    """Returns the runs of an ensemble, or the one that was given."""
     return (run,) if isinstance(run, Run) else tuple(run)
 
 
-def _stream(
-    runs: tuple[Run, ...], array: np.ndarray, *, mirror: bool, batch_size: int | None, progress: Progress | None
+def stream(
+    runs: tuple[Run, ...],
+    array: np.ndarray,
+    *,
+    mirror: bool,
+    batch_size: int | None,
+    progress: Progress | None,
+    hear: Hear | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields finished slabs: first slice and probabilities `(d, H, W, num_classes)`, in order."""
+    """Yields finished slabs: first slice and probabilities `(d, H, W, num_classes)`, in order.
+
+    `hear` is told of each batch: starts of the windows, samples, and the likeliest classes by each member.
+    """
     spec = runs[0].spec
     if batch_size is None:
         batch_size = max(1, WINDOW_BUDGET_VOXELS // int(np.prod(spec.window)))
@@ -123,7 +135,11 @@ def _stream(
     stitcher = stitch(array.shape[:3], spec, spec.num_classes)
     samples, done = cut(array, None, spec), 0
     while batch := list(itertools.islice(samples, batch_size)):
-        probabilities = _predict(runs, copies, np.stack([sample["image"] for sample in batch]))
+        images = np.stack([sample["image"] for sample in batch])
+        opinions: list[np.ndarray] | None = None if hear is None else []
+        probabilities = _predict(runs, copies, images, opinions)
+        if hear is not None and opinions is not None:
+            hear([sample["start"] for sample in batch], images, opinions)
         for sample, window in zip(batch, probabilities, strict=True):
             yield from stitcher.until(sample["start"])
             stitcher.add(sample["start"], window)
@@ -178,19 +194,30 @@ def mirrors(run: Run, mirror: bool) -> list[Mirror]:
     return copies
 
 
-def _predict(runs: tuple[Run, ...], mirrored: list[list[Mirror]], images: np.ndarray) -> np.ndarray:
-    """Returns probabilities `(B, *label_shape, num_classes)`: the mean over runs of the mean over mirrored copies."""
+def _predict(
+    runs: tuple[Run, ...], mirrored: list[list[Mirror]], images: np.ndarray, opinions: list[np.ndarray] | None = None
+) -> np.ndarray:
+    """Returns probabilities `(B, *label_shape, num_classes)`: the mean over runs of the mean over mirrored copies.
+
+    The classes that each member finds likeliest are added to `opinions`, if given: each run or, of one, each copy.
+    """
     total: Any = 0
     for run, copies in zip(runs, mirrored, strict=True):
         mean: Any = 0
         for copy in copies:
-            mean = mean + _predict_mirrored(run, images, copy)
+            said = _predict_mirrored(run, images, copy)
+            if opinions is not None and len(runs) == 1:
+                opinions.append(said.argmax(axis=-1))
+            mean = mean + said
         if not np.isfinite(mean.sum()):
             raise DataError(
                 f"{run.path}: the network returns values that are not numbers; train again with a lower learning rate,"
                 " or in float32"
             )
-        total = total + mean / len(copies)
+        mean = mean / len(copies)
+        if opinions is not None and len(runs) > 1:
+            opinions.append(mean.argmax(axis=-1))
+        total = total + mean
     return total / len(runs)
 
 
