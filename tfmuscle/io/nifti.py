@@ -147,8 +147,29 @@ def write_nifti(path: str | Path, volume: Volume) -> None:
         DataError: the disk is full or the folder cannot be written to.
     """
     array = storable(volume.array)
+    _write(path, nib.Nifti1Image(array, volume.geometry.affine, dtype=array.dtype), volume)
+
+
+def write_shares(path: str | Path, volume: Volume) -> None:
+    """Writes values from 0 to 1 as `.nii` or `.nii.gz` in a byte each, in steps of 1/255; readers see 0 to 1.
+
+    Raises:
+        ValueError: values beyond 0 to 1, or none.
+        DataError: as `write_nifti`.
+    """
+    least, most = float(volume.array.min()), float(volume.array.max())
+    if not 0 <= least <= most <= 1:
+        raise ValueError(f"values lie between {least} and {most}; shares from 0 to 1 are needed")
+    steps = np.empty(volume.array.shape, np.uint8)
+    for slab, shares in zip(steps, volume.array, strict=True):
+        slab[...] = np.rint(shares * 255)
+    image = nib.Nifti1Image(steps, volume.geometry.affine, dtype=np.uint8)
+    image.header.set_slope_inter(1 / 255, 0)  # with a slope set, nibabel stores the array as it is
+    _write(path, image, volume)
+
+
+def _write(path: str | Path, image: nib.Nifti1Image, volume: Volume) -> None:
     affine = volume.geometry.affine
-    image = nib.Nifti1Image(array, affine, dtype=array.dtype)
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
     corner = np.array([*volume.geometry.shape, 1.0])

@@ -26,6 +26,7 @@ FEWEST = 20
 FEWEST_FOR_STEPS = 50
 PARTS = 5
 SLACK = 0.02
+_ROUNDING = 1e-9
 WORST = 0.1
 """Share of labelled scans that the flag would have named."""
 
@@ -129,7 +130,7 @@ def _knots(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     x, y = x[order], y[order]
     if len(x) < FEWEST_FOR_STEPS:
         spread = x - x.mean()
-        slope = max(0.0, float(spread @ y) / float(spread @ spread)) if spread.any() else 0.0
+        slope = max(0.0, float(spread @ y) / float(spread @ spread)) if np.ptp(x) > _ROUNDING else 0.0
         ends = np.array([x[0], x[-1]])
         means, values = ends, y.mean() + slope * (ends - x.mean())
     else:

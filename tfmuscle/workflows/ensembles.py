@@ -1,9 +1,12 @@
 """One run or an ensemble of them behind the names that `networks` promises."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
+
+import numpy as np
 
 from tfmuscle import inference
 from tfmuscle.errors import DataError
@@ -13,6 +16,7 @@ from tfmuscle.postprocessing import CLEANING_FILE, Cleaning, clean, recipe_clean
 from tfmuscle.preprocessing import find_midline
 from tfmuscle.training.callbacks import read_history
 from tfmuscle.training.schedule import curves
+from tfmuscle.uncertainty import CALIBRATION_FILE, Calibration
 from tfmuscle.volume import Volume
 from tfmuscle.workflows.predict_options import PredictOptions
 
@@ -25,6 +29,7 @@ class Network:
     cleanings: tuple[Cleaning, ...] = ()
     prior: "Network | dict[str, Path] | None" = field(default=None)
     prior_name: str | None = None
+    calibration: Calibration | None = None
 
     @classmethod
     def opened(cls, paths: Sequence[str | Path], options: PredictOptions) -> Self:
@@ -38,8 +43,9 @@ class Network:
             raise DataError(f"{runs[0].path}: looks at the scan alone; leave out --prior")
         prior = None if where is None else cls._prior(Path(where), runs[0], options)
         cleanings = _cleanings(paths, runs) if options.postprocess else ()
+        calibration = _calibration(paths, runs) if options.uncertainty else None
         runs = tuple(inference.with_engine(run, options.engine) for run in runs)
-        return cls(runs, cleanings, prior, None if where is None else Path(where).resolve().name)
+        return cls(runs, cleanings, prior, None if where is None else Path(where).resolve().name, calibration)
 
     @classmethod
     def _prior(cls, path: Path, run: inference.Run, options: PredictOptions) -> "Network | dict[str, Path]":
@@ -47,7 +53,7 @@ class Network:
             return {"": path}
         if not (inference.run_folders(path)[0] / "spec.json").exists():
             return case_files(path)
-        prior = cls.opened([path], PredictOptions(None, options.postprocess, options.engine))
+        prior = cls.opened([path], PredictOptions(postprocess=options.postprocess, engine=options.engine))
         mine, theirs = run.spec.label_map.to_dict(), prior.runs[0].spec.label_map.to_dict()
         if mine != theirs:
             raise DataError(f"{path}: its labels are {theirs}, but {mine} in {run.path}; give the run it was made for")
@@ -55,12 +61,51 @@ class Network:
 
     def labels(self, image: Volume, name: str, *, mirror: bool, progress: inference.Progress | None = None) -> Volume:
         """Returns the cleaned labels of the scan of subject `name`."""
-        spec, prior = self.runs[0].spec, None
-        if isinstance(self.prior, Network):
-            prior = self.prior.labels(image, name, mirror=mirror)
-        elif self.prior is not None:
-            prior = self._read_prior(self.prior, image, name)
+        prior = self._prior_of(image, name, mirror=mirror)
         labels = inference.predict_volume(self.runs, image, prior=prior, mirror=mirror, progress=progress)
+        return self._cleaned(labels, image)
+
+    def uncertain(
+        self,
+        image: Volume,
+        name: str,
+        *,
+        mirror: bool,
+        asked: np.ndarray | None = None,
+        progress: inference.Progress | None = None,
+    ) -> inference.Uncertain:
+        """Returns the same labels with the probability that they are wrong, and how far the networks agree.
+
+        Where cleaning has changed a label, the map says how likely the network thinks that this was wrong, at least.
+
+        Args:
+            image: the scan.
+            name: its subject.
+            mirror: average over mirrored copies.
+            asked: as for `predict_uncertain`.
+            progress: as for `labels`.
+        """
+        found = inference.predict_uncertain(
+            self.runs,
+            image,
+            prior=self._prior_of(image, name, mirror=mirror),
+            mirror=mirror,
+            temperature=1.0 if self.calibration is None else self.calibration.temperature,
+            asked=asked,
+            progress=progress,
+        )
+        labels, error = self._cleaned(found.labels, image), found.error.array
+        changed = labels.array != found.labels.array
+        error[changed] = np.maximum(error[changed], 1 - error[changed])  # another class has what the largest left over
+        return dataclasses.replace(found, labels=labels)
+
+    def _prior_of(self, image: Volume, name: str, *, mirror: bool) -> Volume | None:
+        if isinstance(self.prior, Network):
+            return self.prior.labels(image, name, mirror=mirror)
+        return None if self.prior is None else self._read_prior(self.prior, image, name)
+
+    def _cleaned(self, labels: Volume, image: Volume) -> Volume:
+        spec = self.runs[0].spec
         for cleaning in self.cleanings:
             midline = find_midline(image) if cleaning.side is not None else None
             labels = clean(labels, cleaning, spec.label_map, orientation=spec.orientation, midline=midline)
@@ -94,7 +139,8 @@ class Network:
         """What the user should know before trusting the labels."""
         before = self.prior.warnings if isinstance(self.prior, Network) else ()
         notes = (note for run in self.runs for note in (run.warning, run.engine.note if run.engine else ""))
-        return (*before, *(note for note in notes if note))
+        learnt = () if self.calibration is None else self.calibration.warnings
+        return (*before, *(note for note in notes if note), *learnt)
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -142,7 +188,7 @@ class Network:
             "epochs": in_common([about.get("epochs") for about in abouts]),
             "trained_on": in_common([about.get("hardware") for about in abouts]),
             "training_seconds": sum(known) if known else None,
-            "weights": in_common([sha256(run.path / inference.WEIGHTS_FILE) for run in runs]),
+            "weights": in_common(list(checksums(runs))),
             "cleaning": [cleaning.to_dict() for cleaning in self.cleanings],
             "prior": self.prior_name,
             "engine": self.engine,
@@ -180,6 +226,32 @@ def _cleanings(paths: Sequence[str | Path], runs: Sequence[inference.Run]) -> tu
     return tuple(
         dict.fromkeys(cleaning for cleaning in (recipe_cleaning(recipe, runs[0].spec.label_map), choice) if cleaning)
     )  # once if equal
+
+
+def _calibration(paths: Sequence[str | Path], runs: Sequence[inference.Run]) -> Calibration:
+    """Reads what was learnt of these runs.
+
+    Raises:
+        DataError: nothing, or of others.
+    """
+    file, how = Path(paths[0]) / CALIBRATION_FILE, " ".join(f"-m {path}" for path in paths)
+    if not file.exists():
+        raise DataError(
+            f"{paths[0]}: holds no {CALIBRATION_FILE}, so that nobody knows what uncertainty means; make it with"
+            f" 'tfmuscle calibrate {how} -i DATASET'"
+        )
+    found, weights = Calibration.load(file), checksums(runs)
+    if sorted(found.members) != sorted(weights) or found.labels != runs[0].spec.label_map.to_dict():
+        raise DataError(
+            f"{file}: was learnt of other networks ({len(found.members)} of them) than the {len(weights)} given;"
+            f" make it anew with 'tfmuscle calibrate {how} -i DATASET'"
+        )
+    return found
+
+
+def checksums(runs: Sequence[inference.Run]) -> tuple[str, ...]:
+    """Returns the checksums of the weights of runs."""
+    return tuple(sha256(run.path / inference.WEIGHTS_FILE) for run in runs)
 
 
 def in_common(values: list[Any]) -> Any:

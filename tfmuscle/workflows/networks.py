@@ -31,6 +31,10 @@ def opened(paths: Sequence[str | Path], options: PredictOptions) -> AnyNetwork:
         DataError: they cannot be used, do not go together, or do not know an option.
     """
     bundles = [path for path in paths if is_bundle(path)]
+    others = [path for path in paths if is_bundle(path) or inference.is_cascade(path)]
+    if options.uncertainty and (others or options.server is not None):
+        what = f"{others[0]}: is a bundle or a cascade" if others else f"{paths[0]}: is on a server"
+        raise DataError(f"{what}, and uncertainty is of run folders; give those, or leave out --uncertainty")
     if bundles and (len(paths) > 1 or options.roi or options.cascade or options.prior is not None):
         raise DataError(
             f"{bundles[0]}: is a bundle, which makes no ensemble with others; give it alone, without --roi, --cascade"

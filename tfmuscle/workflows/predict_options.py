@@ -14,6 +14,7 @@ class PredictOptions:
         prior: labels of an earlier network, for networks that look at them: a folder of label images named like the
             scans, one such image for one scan, a run, or a folder of cross-validation.
         postprocess: clean the labels as the recipe and `postprocessing.json` say.
+        uncertainty: say how far the labels may be trusted, by what `calibrate` has learnt of the networks.
         engine: what runs the networks, one of `inference.ENGINES`.
         resume: keep predictions that are there.
         roi: of a cascade: muscles, structures or groups to find; all without any.
@@ -27,6 +28,7 @@ class PredictOptions:
 
     prior: str | Path | None = None
     postprocess: bool = True
+    uncertainty: bool = False
     engine: str = "keras"
     resume: bool = False
     roi: tuple[str, ...] = ()

@@ -4,7 +4,7 @@ The user gives one run, several, or a folder of cross-validation; several are on
 probabilities. The labels are then cleaned: by the rule of the recipe the networks were trained by, and by the
 `postprocessing.json` in the folder given, which cross-validation chose on labels that had gone through the former.
 A network that looks at the labels of an earlier one gets them from files, or from the earlier network itself. What all
-this is, `networks.py` knows.
+this is, `networks.py` knows. With `uncertainty` there are maps and a table of what the labels are worth (`trusting`).
 
 `predictions.json` beside the predictions carries the label map, which subjects were asked for, which failed and why,
 and which runs, cleaning and engine made them; `evaluate` reads it, so that a subject that failed cannot go missing from
@@ -19,11 +19,13 @@ from typing import Any
 
 from tfmuscle.errors import DataError
 from tfmuscle.files import provenance, read_json, write_json
-from tfmuscle.io import VOLUME_SUFFIXES
+from tfmuscle.io import VOLUME_SUFFIXES, case_id
 from tfmuscle.subjects import Subject, read_dataset, read_scans
 from tfmuscle.workflows.building import Progress
-from tfmuscle.workflows.networks import AnyNetwork, PredictOptions, opened
+from tfmuscle.workflows.networks import AnyNetwork, Network, PredictOptions, opened
 from tfmuscle.workflows.scan_jobs import ScanJob, label_on_beam, label_scan
+from tfmuscle.workflows.trusting import FOLDER as TRUST
+from tfmuscle.workflows.trusting import Trust, write_table
 
 __all__ = ["PredictOptions", "PredictResult", "predict"]
 
@@ -40,7 +42,8 @@ Keep = Callable[[Mapping[str, dict[str, Any]], Mapping[str, Any]], dict[str, str
 class PredictResult:
     """What `predict` did: files written by subject, failures with their reason, and what to know about the runs.
 
-    `reduced` says that the recipe was cut down (`--scale laptop`).
+    `reduced` says that the recipe was cut down (`--scale laptop`). `worth` holds one row a scan and structure, those to
+    look at first, where `uncertainty` was asked for.
     """
 
     folder: Path
@@ -48,6 +51,7 @@ class PredictResult:
     failures: dict[str, str]
     warnings: tuple[str, ...] = ()
     reduced: bool = False
+    worth: tuple[dict[str, Any], ...] = ()
 
 
 def predict(
@@ -79,6 +83,7 @@ def predict(
     if progress is not None and options.engine != "keras":
         progress(0, PROGRESS_STEPS, "preparing the engine")
     network = opened([run] if isinstance(run, str | Path) else list(run), options)
+    _check_mirror(network, mirror)
     subjects = _sources(Path(source), network, part)
     out = Path(out)
     single = _is_one_file(out, len(subjects))
@@ -89,12 +94,29 @@ def predict(
         _claim_predictions(folder / PREDICTIONS_FILE, description, resume=options.resume)
     paths = {subject.subject_id: out if single else folder / f"{subject.subject_id}.nii.gz" for subject in subjects}
     networks = (Path(run),) if isinstance(run, str | Path) else tuple(map(Path, run))
-    jobs = [ScanJob(networks, options, mirror, subject, paths[subject.subject_id]) for subject in subjects]
+    trusts = {key: Trust.beside(path, single=single) if options.uncertainty else None for key, path in paths.items()}
+    jobs = [
+        ScanJob(networks, options, mirror, subject, paths[subject.subject_id], trusts[subject.subject_id])
+        for subject in subjects
+    ]
     keep = functools.partial(_keep, None if single else folder / PREDICTIONS_FILE, description, earlier)
     failures = _on_beam(jobs, keep, progress) if options.beam else _here(network, jobs, keep, progress)
     warnings = (*network.warnings, *_known(network, part, source, list(paths)))
     written = {subject_id: path for subject_id, path in paths.items() if subject_id not in failures}
-    return PredictResult(folder, written, failures, warnings, network.is_reduced)
+    told = {key: trust for key, trust in trusts.items() if trust is not None and key in written}
+    table = out.with_name(f"{case_id(out)}_{TRUST}.csv") if single else folder / f"{TRUST}.csv"
+    worth = tuple(write_table(table, told)) if options.uncertainty else ()
+    return PredictResult(folder, written, failures, warnings, network.is_reduced, worth)
+
+
+def _check_mirror(network: AnyNetwork, mirror: bool) -> None:
+    calibration = network.calibration if isinstance(network, Network) else None
+    if calibration is not None and calibration.mirror != mirror:
+        flags = {True: "--mirror", False: "--no-mirror"}
+        raise DataError(
+            f"{network.folder}: uncertainty was calibrated with {flags[calibration.mirror]}; predict so, or calibrate"
+            f" anew with {flags[mirror]}"
+        )
 
 
 def _here(network: AnyNetwork, jobs: Sequence[ScanJob], keep: Keep, progress: Progress | None) -> dict[str, str]:

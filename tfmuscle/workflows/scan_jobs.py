@@ -1,9 +1,10 @@
 """The labels of one scan as a job: done here one after another, or anywhere by Apache Beam.
 
 Thousands of scans on many machines: each worker opens the networks once and labels whatever scans it is handed, one at
-a time. A job writes its labels whole or not at all and leaves finished ones alone when the user resumes; what became of
-it stands in a note beside them, `notes/<subject>.json`, because Beam brings nothing back. `predict` gathers the notes
-into `predictions.json` and removes them. All machines must see networks, scans and labels under the same paths.
+a time. A job writes its labels whole or not at all and leaves finished ones alone when the user resumes; with
+`uncertainty` it writes the map first, then the labels, then what they are worth (`trusting`). What became of it stands
+in a note beside them, `notes/<subject>.json`, because Beam brings nothing back. `predict` gathers the notes into
+`predictions.json` and removes them. All machines must see networks, scans and labels under the same paths.
 """
 
 import dataclasses
@@ -21,7 +22,8 @@ from tfmuscle.io import write_volume
 from tfmuscle.subjects import Subject
 from tfmuscle.workflows.beam import map_on_beam
 from tfmuscle.workflows.building import Progress
-from tfmuscle.workflows.networks import AnyNetwork, PredictOptions, opened
+from tfmuscle.workflows.networks import AnyNetwork, Network, PredictOptions, opened
+from tfmuscle.workflows.trusting import Trust, label_and_judge
 
 if TYPE_CHECKING:
     from tfmuscle.inference import Progress as Windows
@@ -34,13 +36,14 @@ _OPENED: dict[str, AnyNetwork] = {}
 
 @dataclass(frozen=True)
 class ScanJob:
-    """One scan, where its labels go, and which networks label it."""
+    """One scan, where its labels go, and which networks label it; `trust` says where their worth goes, if anywhere."""
 
     networks: tuple[Path, ...]
     options: PredictOptions
     mirror: bool
     subject: Subject
     path: Path
+    trust: Trust | None = None
 
     @property
     def note(self) -> Path:
@@ -60,10 +63,13 @@ def label_scan(network: AnyNetwork, job: ScanJob, windows: "Windows | None" = No
     try:
         if job.path.resolve() in {image.resolve() for image in job.subject.images}:
             raise DataError(f"{job.path}: is the scan itself, which the labels would overwrite; name another output")
-        if job.options.resume and job.path.exists():
+        if job.options.resume and job.path.exists() and (job.trust is None or job.trust.is_of(job.path)):
             return {}
-        labels = network.labels(job.subject.read_image(), job.subject.subject_id, mirror=job.mirror, progress=windows)
-        write_volume(job.path, labels)
+        image, name = job.subject.read_image(), job.subject.subject_id
+        if job.trust is not None and isinstance(network, Network):
+            label_and_judge(network, image, name, job.path, job.trust, mirror=job.mirror, progress=windows)
+        else:
+            write_volume(job.path, network.labels(image, name, mirror=job.mirror, progress=windows))
     except DataError as error:
         return {"failure": str(error)}
     return {"seconds": round(time.monotonic() - started, 2)}
@@ -90,7 +96,8 @@ def _absolute(job: ScanJob) -> ScanJob:
     prior = job.options.prior
     options = dataclasses.replace(job.options, prior=None if prior is None else Path(prior).absolute())
     subject = dataclasses.replace(job.subject, images=images)
-    return dataclasses.replace(job, networks=networks, options=options, subject=subject, path=job.path.absolute())
+    trust = None if job.trust is None else job.trust.absolute()
+    return ScanJob(networks, options, job.mirror, subject, job.path.absolute(), trust)
 
 
 def _label_and_tell(job: ScanJob) -> None:
