@@ -1,5 +1,6 @@
 """Several devices and machines learn what one device would."""
 
+import contextlib
 import csv
 import json
 import os
@@ -10,14 +11,16 @@ import time
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfmuscle.config import Supervised, TrainConfig
 from tfmuscle.errors import DataError
-from tfmuscle.files import read_json
+from tfmuscle.files import read_json, write_json
 from tfmuscle.labels import IGNORE
 from tfmuscle.records import load_spec, read_index
 from tfmuscle.training.batches import training_batches, validation_batches
-from tfmuscle.training.distribution import check_shares, strategy_of
+from tfmuscle.training.distribution import check_shares, naming_lost_machines, strategy_of
+from tfmuscle.workflows import staging
 from tfmuscle.workflows.learning import fit, plan_training
 
 # A plain mean over voxels and steps in proportion to the gradient: what devices share must add up to rounding.
@@ -36,6 +39,18 @@ main()
 """
 
 
+@contextlib.contextmanager
+def started(words, clusters):
+    """The same command on every machine; none is left when a test has failed."""
+    processes = [start(*words, cluster=cluster) for cluster in clusters]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
 def start(*words, cluster=None, code=None):
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_NUM_INTRAOP_THREADS": "1"}
     environment |= {} if cluster is None else {"TF_CONFIG": json.dumps(cluster)}
@@ -46,13 +61,15 @@ def start(*words, cluster=None, code=None):
 
 
 def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for found in sockets:
-        found.bind(("127.0.0.1", 0))
-    ports = [found.getsockname()[1] for found in sockets]
-    for found in sockets:
-        found.close()
-    return ports
+    """Ports below those that the system gives to others who ask for any, so that none is gone before it is used."""
+    found = []
+    for port in np.random.default_rng(os.getpid()).permutation(np.arange(20_000, 30_000)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", int(port)))
+            found.append(int(port))
+        if len(found) == count:
+            return found
+    raise AssertionError("no free port")
 
 
 def clusters(count):
@@ -92,28 +109,52 @@ def test_two_devices_of_a_machine_learn_what_one_does(single, tiny_records, tmp_
 def test_two_machines_learn_what_one_does_and_the_first_keeps_the_run(single, tiny_records, tmp_path):
     run = tmp_path / "run"
     words = (*FIT, "-i", tiny_records, "-o", run, "--devices", "machines")
-    processes = [start(*words, cluster=cluster) for cluster in clusters(2)]
-    outputs = [process.communicate(timeout=500) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    with started(words, clusters(2)) as processes:
+        outputs = [process.communicate(timeout=500) for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], outputs
     agree(run, single)
     assert (run / "about.json").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
+def test_a_machine_that_is_late_joins_the_run_that_the_first_has_begun(tiny_records, tmp_path, monkeypatch):
+    run, joined = tmp_path / "run", []
+    write_json(run / "train.json", {})  # by the first machine, since both have met
+    monkeypatch.setattr(staging.training, "fit", lambda records, run, config, **_: joined.append(run))
+    staging.fit_stages(tiny_records, run, [TrainConfig(devices="machines")])
+    assert joined == [run]
+
+
 def test_a_lost_machine_is_said_and_whole_epochs_are_kept(tiny_records, tmp_path):
     run = tmp_path / "run"
     words = (*FIT, "--epochs", "200", "-i", tiny_records, "-o", run, "--devices", "machines")
-    chief, other = (start(*words, cluster=cluster) for cluster in clusters(2))
-    waited = time.monotonic() + 300
-    while not list((run / "state").glob("epoch-*.weights.h5")):
-        assert chief.poll() is None and time.monotonic() < waited, chief.communicate(timeout=10)
-        time.sleep(0.2)
-    other.kill()
-    other.communicate()
-    errors = chief.communicate(timeout=500)[1]
-    assert chief.returncode == 1
+    with started(words, clusters(2)) as (chief, other):
+        waited = time.monotonic() + 300
+        while not list((run / "state").glob("epoch-*.weights.h5")):
+            if chief.poll() is not None or time.monotonic() > waited:
+                other.kill()
+                pytest.fail(f"never trained: {chief.communicate(timeout=10)} {other.communicate(timeout=10)}")
+            time.sleep(0.2)
+        other.kill()
+        errors = chief.communicate(timeout=500)[1]
+        assert chief.returncode == 1
     assert "another machine has gone" in errors and "--resume" in errors
     assert history(run)
+
+
+@pytest.mark.parametrize("error", [tf.errors.UnavailableError, tf.errors.InternalError])
+def test_a_machine_lost_before_the_first_step_is_said_as_well(error):
+    gone = "Collective ops is aborted. The error could be from a previous operation. Restart your program to reset."
+    said = pytest.raises(DataError, match="TF_CONFIG: another machine has gone.*Collective ops is aborted")
+    with said, naming_lost_machines("machines"):
+        raise error(None, None, gone)
+    with pytest.raises(error), naming_lost_machines("all"):
+        raise error(None, None, gone)
+
+
+def test_other_errors_of_a_machine_stay_what_they_are():
+    with pytest.raises(tf.errors.ResourceExhaustedError), naming_lost_machines("machines"):
+        raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", '{"cluster": {}}', '{"cluster": {"worker": ["a:1"]}, "task": 1}'])

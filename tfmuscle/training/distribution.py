@@ -17,10 +17,11 @@ Keras 3.15 does not run on several machines as it is (its issue 20585): `ready` 
 shared batch, which it cannot read, and gives the results of a step the axis over which Keras takes their mean.
 """
 
+import contextlib
 import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -30,7 +31,9 @@ from tfmuscle.config import TrainConfig
 from tfmuscle.errors import DataError
 
 LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
-"""What TensorFlow raises on the machines that are left."""
+"""What TensorFlow mostly raises on the machines that are left."""
+LOST_WORDS = "Restart your program to reset"
+"""In the message of all other errors, of several classes, by which TensorFlow says that machines no longer share."""
 
 
 @functools.cache
@@ -141,12 +144,22 @@ def _with_axis(step: Any, data: Any) -> Mapping[str, tf.Tensor]:
     return tf.nest.map_structure(lambda value: tf.convert_to_tensor(value)[tf.newaxis], step(data))
 
 
-def lost(error: Exception) -> DataError:
-    """Says that another machine has gone."""
-    return DataError(
-        f"TF_CONFIG: another machine has gone, or cannot be reached ({_first_line(error)}); whole epochs are kept: run"
-        " the same command on all of them again, with --resume"
-    )
+@contextlib.contextmanager
+def naming_lost_machines(devices: str) -> Iterator[None]:
+    """Says in words that another machine has gone, wherever in the shared work that is noticed.
+
+    Raises:
+        DataError: another machine has gone, or cannot be reached.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if devices != "machines" or not (isinstance(error, LOST) or LOST_WORDS in str(error)):
+            raise
+        raise DataError(
+            f"TF_CONFIG: another machine has gone, or cannot be reached ({_first_line(error)}); whole epochs are kept:"
+            " run the same command on all of them again, with --resume if it had begun"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -111,13 +111,14 @@ def fit(
             cleaning.save(run / CLEANING_FILE)
     keras.utils.set_random_seed(config.seed)
     shards = {part: _shards(index, split[part]) for part in ("train", "validation")}
-    with strategy.scope():
-        model = _compiled(spec, config, _dataset_weights(index, split["train"]))
-        history = restore(model, run)
-        if not history and (run / TRANSFER_FILE).exists():
-            begin(model, run, spec, config, validation=shards["validation"], say=say or _silent)
-    with contextlib.nullcontext(run) if is_chief else tempfile.TemporaryDirectory() as kept:
-        _train(model, Path(kept), spec, config, shards=shards, history=history, progress=progress)
+    with distribution.naming_lost_machines(config.devices):
+        with strategy.scope():
+            model = _compiled(spec, config, _dataset_weights(index, split["train"]))
+            history = restore(model, run)
+            if not history and (run / TRANSFER_FILE).exists():
+                begin(model, run, spec, config, validation=shards["validation"], say=say or _silent)
+        with contextlib.nullcontext(run) if is_chief else tempfile.TemporaryDirectory() as kept:
+            _train(model, Path(kept), spec, config, shards=shards, history=history, progress=progress)
     return run
 
 
@@ -145,18 +146,13 @@ def _train(
     batches = with_coarse_labels(batches, model, spec)
     distribution.ready(model, batches, strategy)
     validation = _validation(model, paths["validation"], spec, config, samples["validation"])
-    try:
-        train_epochs(
-            model,
-            batches,
-            Recorder(run, config, history, steps=steps, progress=progress),
-            validation=validation,
-            examples=None if validation is None else examples_of(validation, spec),
-        )
-    except distribution.LOST as error:
-        if config.devices == "machines":
-            raise distribution.lost(error) from error
-        raise
+    train_epochs(
+        model,
+        batches,
+        Recorder(run, config, history, steps=steps, progress=progress),
+        validation=validation,
+        examples=None if validation is None else examples_of(validation, spec),
+    )
 
 
 def train_epochs(

@@ -59,8 +59,9 @@ def fit_stages(
         say: called with what the user should know about starts and stages, one sentence each.
     """
     folders = [run / STAGES_FOLDER / str(number) for number in range(1, len(stages))] + [run]
-    for folder in folders:
-        check_folder(folder, resume=resume)  # now, not when the stages before it are done
+    if len(stages) > 1:
+        for folder in folders:
+            check_folder(folder, resume=resume)  # now, not when the stages before it are done
     first = max((n for n, folder in enumerate(folders) if (folder / "train.json").exists()), default=0)
     for number in range(first, len(stages)):
         if say is not None and len(stages) > 1:
