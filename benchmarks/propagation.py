@@ -14,6 +14,7 @@ asked for.
     OUT/<protocol>/drawn/<subject>.nii.gz    the labels of those slices alone
     OUT/<protocol>/methods/<name>/made, /labels, /evaluation
     OUT/tables/
+    OUT/intervals.csv                        how many volumes lie in the interval that `propagate` gives
 
 With `--largest` a second table, `OUT/tables_largest`, has the same labels of every way, of which only the largest piece
 of each structure is kept: islands make Hausdorff distances large, and removing them is no matter of the network.
@@ -45,7 +46,7 @@ import numpy as np
 
 from tfmuscle.cli import tfmuscle_group
 from tfmuscle.errors import DataError
-from tfmuscle.files import provenance, read_json, write_json
+from tfmuscle.files import atomic_path, provenance, read_json, write_json
 from tfmuscle.io import read_label_image, write_volume
 from tfmuscle.labels import LabelMap
 from tfmuscle.metrics import slice_axis
@@ -77,6 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
             for name, words in _ways(options).items():
                 run_way(options.output / protocol, name, words, options, [subject.subject_id for subject in subjects])
         tabulate(options)
+        count_intervals(options, subjects, label_map)
         if options.largest:
             tabulate_largest(options, label_map, [subject.subject_id for subject in subjects])
     except (DataError, ValueError) as error:
@@ -270,6 +272,29 @@ def tabulate_largest(options: argparse.Namespace, label_map: LabelMap, subjects:
             call(["evaluate", "-i", str(labels), "-r", str(folder), "-o", str(evaluation)])
             words += ["-i", f"{name}/{protocol}={evaluation}"]
     call(words)
+
+
+def count_intervals(options: argparse.Namespace, subjects: list[Subject], label_map: LabelMap) -> None:
+    """Writes and prints how many true volumes lie in the interval that a propagation gives, and how wide those are."""
+    truths = {subject.subject_id: read_label_image(subject.labels) for subject in subjects}
+    rows = ["protocol,way,structure,volumes,inside,median_half_width_percent"]
+    for protocol in options.protocols:
+        for name, words in _ways(options).items():
+            if words[0] != "propagate":
+                continue
+            made = options.output / protocol / "methods" / name / "made"
+            said = {key: read_json(made / f"{key}.json")["volumes_ml"] for key in truths}
+            for structure in label_map.structures:
+                inside, widths = 0, []
+                for key, truth in truths.items():
+                    voxels = np.count_nonzero(truth.array == label_map.id_of(structure))
+                    volume, range_ml = voxels * truth.geometry.voxel_volume_ml, said[key][structure]
+                    inside += range_ml["low"] <= volume <= range_ml["high"]
+                    widths.append((range_ml["high"] - range_ml["low"]) / 2 / volume)
+                rows.append(f"{protocol},{name},{structure},{len(truths)},{inside},{100 * np.median(widths):.1f}")
+    print("\n".join(rows))
+    with atomic_path(options.output / "intervals.csv") as temporary:
+        temporary.write_text("\n".join(rows) + "\n")
 
 
 def tabulate(options: argparse.Namespace) -> None:

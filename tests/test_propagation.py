@@ -288,8 +288,9 @@ def test_findings_by_hand(tmp_path):
     doubt = disputed(found, [2, 6])[0]
     assert doubt == pytest.approx([3 * 2 / 6, 2 / 6, 0, 2, 0, 2, 0, 2 / 6])
     # 16 in all; an opinion differs from the labels by 2 pixels on slices 3 and 5, the others are foreseen.
-    half = 2 + 2 + 1 + 1 / 3 + 1 / 3
-    assert volume_range(found, [2, 6])[0] == pytest.approx([16, 16 - half, 16 + half])
+    # Where something arrives there are 10 pixels and 2 are drawn: all may be too large by 8 / 10.
+    half = 2 + 2 + 1 + 1 / 3 + 1 / 3 + 16 * 0.8
+    assert volume_range(found, [2, 6])[0] == pytest.approx([16, max(0, 16 - half), 16 + half])
 
 
 def test_methods_that_fill_are_judged_with_a_drawn_slice_left_out(tmp_path):

@@ -1,9 +1,11 @@
 """What the benchmark of propagation draws, and that it never measures what a method was told."""
 
+import csv
 import importlib
 import sys
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -108,6 +110,25 @@ def test_one_table_of_all_protocols(made):
     rows = read_json(made / "out/tables/methods.json")["rows"]
     assert {(row["method"], row["protocol"]) for row in rows} == {("interpolate", "start"), ("interpolate", "share3")}
     assert (made / "out/tables_share3/surfaces").is_dir()
+
+
+def test_volumes_are_counted_that_lie_in_their_interval(made):
+    with (made / "out/intervals.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["protocol"] == "share3"]
+    assert [row["structure"] for row in rows] == muscles_of(made / "data")
+    for key, row in enumerate(rows, start=1):
+        inside = 0
+        for path in (made / "data/labelsTr").glob("*.nii.gz"):
+            image = nibabel.load(path)
+            voxels = np.count_nonzero(np.asanyarray(image.dataobj) == key)
+            volume = voxels * abs(np.linalg.det(image.affine)) / 1000
+            said = read_json(made / f"out/share3/methods/interpolate/made/{path.name[:-7]}.json")["volumes_ml"]
+            inside += said[row["structure"]]["low"] <= volume <= said[row["structure"]]["high"]
+        assert (row["volumes"], row["inside"]) == ("2", str(inside))
+
+
+def muscles_of(dataset):
+    return [name for name in read_json(dataset / "dataset.json")["labels"] if name != "background"]
 
 
 def test_the_largest_piece_of_each_structure(made):
