@@ -36,7 +36,7 @@ CLI_FAMILIES = (
 )
 FLOORS = {
     "errors": 0, "labels": 0, "volume": 0, "quiet": 0, "label_lists": 0,
-    "files": 1, "fields": 1,
+    "files": 1, "fields": 1, "tables": 1,
     "config": 2,
     "presets": 3, "io": 3, "phantom": 3, "metrics": 3, "layers": 3, "losses": 3,
     "subjects": 4, "folds": 4, "preprocessing": 4, "surfaces": 4, "compounding": 4,

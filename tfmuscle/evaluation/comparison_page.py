@@ -4,16 +4,15 @@
 came from. `<name>.html`: one page with pictures. In CSV an undefined figure is `nan`, and one never measured is empty.
 """
 
-import csv
-import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from tfmuscle.evaluation.comparison import COMPARED, COSTS, LEVEL, Comparison, ModelResult, per_person
 from tfmuscle.files import provenance, write_json, write_text
 from tfmuscle.metrics import METRICS
 from tfmuscle.report import Section, difference_plot, figure_png, html_page, model_boxes
+from tfmuscle.tables import csv_text
 
 REFRESH_SECONDS = 30
 """A page that is not complete reloads itself."""
@@ -50,7 +49,7 @@ def write_comparison(result: Comparison, name: str, *, title: str, published: Ma
     """
     extra = result.context.items()
     rows = [{**row, **{key: value for key, value in extra if key not in row}} for row in result.table]
-    write_text(result.out / f"{name}.csv", _csv(rows))
+    write_text(result.out / f"{name}.csv", csv_text(rows))
     content = {
         "context": dict(result.context),
         "models": {model.name: {**model.varied, **model.about, **model.costs} for model in result.models},
@@ -68,14 +67,6 @@ def write_comparison(result: Comparison, name: str, *, title: str, published: Ma
     reduced = " (reduced)" if result.reduced else ""
     refresh = REFRESH_SECONDS if result.waiting else 0
     write_text(result.out / f"{name}.html", html_page(title + reduced, _sections(result, published), refresh=refresh))
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
 
 
 def text_table(result: Comparison) -> str:

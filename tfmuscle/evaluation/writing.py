@@ -4,8 +4,6 @@ Files are named with their last folder only, for a report is sent around. In CSV
 that was never measured is empty.
 """
 
-import csv
-import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from tfmuscle.files import atomic_path, provenance, write_json, write_text
 from tfmuscle.labels import LabelMap
 from tfmuscle.metrics import METRICS
 from tfmuscle.report import Section, box_plot, figure_png, html_page, training_curves
+from tfmuscle.tables import csv_text
 
 OVERLAYS_ON_PAGE = 12
 """The page shows at most this many overlays, from the worst subject to the best; the folder holds all."""
@@ -96,12 +95,7 @@ def _without_folders(text: str, files: Mapping[str, Sequence[Path]]) -> str:
 def _csv(rows: Sequence[Mapping[str, Any]], columns: tuple[str, ...], context: Mapping[str, str]) -> str:
     """Returns a table with the columns of all rows; the context, the same in every row, comes last."""
     names = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([*names, *context])
-    for row in rows:
-        writer.writerow([*(row.get(name, "") for name in names), *context.values()])
-    return buffer.getvalue()
+    return csv_text([{**row, **context} for row in rows], [*names, *context])
 
 
 def _boxes(result: Evaluation, label_map: LabelMap, options: EvaluationOptions) -> Figure:

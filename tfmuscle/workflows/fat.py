@@ -5,8 +5,6 @@ file holds percent, with 0 where there is no signal, because other programs refu
 leave such voxels out and say how many were measured.
 """
 
-import csv
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from tfmuscle.io import case_id, check_suffix, read_label_image, read_volume, wr
 from tfmuscle.io.label_tables import names_of, read_label_table
 from tfmuscle.preprocessing.dixon import fat_fraction as fraction_of
 from tfmuscle.preprocessing.dixon import identify_water_fat
+from tfmuscle.tables import csv_text
 from tfmuscle.volume import Volume
 
 DOUBTFUL = 0.1
@@ -74,7 +73,7 @@ def fat_fraction(
     rows = _fat_rows(fraction, ids, _names(labels, names, ids))
     write_volume(out, fraction.with_array(np.nan_to_num(fraction.array)))
     if labels is not None:
-        write_text(beside, _csv(rows))
+        write_text(beside, csv_text(rows, None if rows else ["structure"]))
     try:
         told = identify_water_fat(one, other)
     except ValueError:
@@ -129,11 +128,3 @@ def _fat_rows(fraction: Volume, ids: np.ndarray | None, names: Mapping[int, str]
             }
         )
     return rows
-
-
-def _csv(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else ["structure"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -18,10 +18,8 @@ scan failed is tested again, not trained. Several processes may work on one fold
 picture are written whenever a network is done, and hold every network of the folder, whichever call asked for it.
 """
 
-import csv
 import dataclasses
 import functools
-import io
 import math
 import re
 import shutil
@@ -39,6 +37,7 @@ from tfmuscle.inference.runs import DONE_FILE, PRETRAINING_FILE, SPEC_FILE
 from tfmuscle.records import INDEX_FILE, read_index
 from tfmuscle.report import figure_png, html_page
 from tfmuscle.report.label_curve import label_curve_figure, label_curve_sections
+from tfmuscle.tables import csv_text
 from tfmuscle.training.batches import epoch_steps
 from tfmuscle.training.transfer import TRANSFER_FILE
 from tfmuscle.workflows.building import Progress, build_records
@@ -313,12 +312,7 @@ def _context(job: CurveJob, found: Mapping[Network, Mapping[str, Any]]) -> dict[
 
 def _write(result: LabelCurve, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes `curve.csv`, `.json`, `.png` and `.html`, each whole or not at all."""
-    buffer = io.StringIO()
-    table = [row | dict(result.context) for row in result.table]
-    writer = csv.DictWriter(buffer, list(table[0]) if table else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    write_text(result.out / "curve.csv", buffer.getvalue())
+    write_text(result.out / "curve.csv", csv_text(row | dict(result.context) for row in result.table))
     networks = [
         {"arm": arm, "subjects": size, "seed": seed, "dice_of_persons": persons}
         for (arm, size, seed), persons in sorted(persons_of_networks(rows).items())

@@ -40,10 +40,10 @@ from tfmuscle.workflows.measuring_subject import (
     MeasureOptions,
     Progress,
     check_out,
-    csv_text,
     description,
     is_done,
     measure_one,
+    rounded_csv,
     write_tables,
 )
 
@@ -182,7 +182,7 @@ def _result(found: Mapping[str, Any], failures: Mapping[str, str], kept: tuple[s
 def _write_cohort(result: MeasureResult, folders: Sequence[Path]) -> None:
     unusual = unusual_rows(result.rows)
     failures = {key: _without_folders(reason, [*folders, result.out]) for key, reason in result.failures.items()}
-    write_text(result.out / "cohort.csv", csv_text(result.rows))
+    write_text(result.out / "cohort.csv", rounded_csv(result.rows))
     sections = [Section("Cohort", text=f"{len({row['subject'] for row in result.rows})} subjects measured.")]
     if failures:
         table = [{"subject": key, "why": reason} for key, reason in failures.items()]

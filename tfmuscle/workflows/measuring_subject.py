@@ -5,8 +5,6 @@ then be made of both. A fat fraction that is read from a float file is taken for
 `tfmuscle fat-fraction` writes it; shares of 1 are told from percent by the bright end.
 """
 
-import csv
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -40,6 +38,7 @@ from tfmuscle.measuring import (
 from tfmuscle.preprocessing.dixon import fat_fraction as fraction_of
 from tfmuscle.preprocessing.dixon import identify_water_fat
 from tfmuscle.relabelling import tool_names
+from tfmuscle.tables import csv_text
 from tfmuscle.volume import Volume
 from tfmuscle.workflows.fat import DOUBTFUL, finite_image
 
@@ -329,13 +328,13 @@ def is_done(labels: Path, out: Path, options: MeasureOptions) -> bool:
 
 def write_tables(measures: Measures, out: Path, about: Mapping[str, Any]) -> None:
     """Writes tables and JSON, the JSON last: a report that has it is complete."""
-    write_text(out / "structures.csv", csv_text(measures.rows))
-    write_text(out / "areas.csv", csv_text(_area_rows(measures.structures)))
-    write_text(out / "areas_by_limb_percent.csv", csv_text(_percent_rows(measures.structures)))
-    write_text(out / "asymmetry.csv", csv_text(measures.pairs))
+    write_text(out / "structures.csv", rounded_csv(measures.rows))
+    write_text(out / "areas.csv", rounded_csv(_area_rows(measures.structures)))
+    write_text(out / "areas_by_limb_percent.csv", rounded_csv(_percent_rows(measures.structures)))
+    write_text(out / "asymmetry.csv", rounded_csv(measures.pairs))
     if measures.others:
-        write_text(out / "agreement.csv", csv_text(measures.others))
-    write_text(out / "flags.csv", csv_text(flag_rows(measures.flags)))
+        write_text(out / "agreement.csv", rounded_csv(measures.others))
+    write_text(out / "flags.csv", rounded_csv(flag_rows(measures.flags)))
     write_json(out / RESULT, dict(about))
 
 
@@ -370,15 +369,9 @@ def _percent_rows(structures: Sequence[Structure]) -> list[dict[str, Any]]:
     ]
 
 
-def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+def rounded_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """Returns a table with the columns of all rows; numbers have six figures, what is undefined is empty."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns or ["structure"])
-    for row in rows:
-        writer.writerow([_cell(row.get(name, "")) for name in columns])
-    return text.getvalue()
+    return csv_text([{name: _cell(row[name]) for name in row} for row in rows], None if rows else ["structure"])
 
 
 def _cell(value: Any) -> Any:

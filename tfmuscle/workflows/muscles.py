@@ -9,9 +9,7 @@
 The input is the folder of an evaluation: nothing is measured anew, so that a page can never disagree with it.
 """
 
-import csv
 import dataclasses
-import io
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -41,6 +39,7 @@ from tfmuscle.files import atomic_path, check_outputs, check_owner, provenance, 
 from tfmuscle.io import case_id, volume_files
 from tfmuscle.labels import LabelMap
 from tfmuscle.report import Section, figure_png, histogram, html_page, rendering
+from tfmuscle.tables import csv_text
 
 Progress = Callable[[int, int, str], None]
 _MADE_BY = "tfmuscle muscle-figures"
@@ -155,12 +154,8 @@ def _write_tables(made: MuscleFigures, measured: Measured) -> None:
     errors = {name: {"mean": mean(_values(measured, name)), "paper": paper} for name, paper in PUBLISHED_MEANS.items()}
     content = {"muscles": list(made.table), "mean": made.means, "errors": errors, "made_with": provenance()}
     write_json(made.out / "muscles.json", about | content)
-    buffer = io.StringIO()
     rows = [measured.context | line for line in made.table]
-    writer = csv.DictWriter(buffer, list(made.table[0] | measured.context), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(made.out / "muscles.csv", buffer.getvalue())
+    write_text(made.out / "muscles.csv", csv_text(rows, list(made.table[0] | measured.context)))
 
 
 def _values(measured: Measured, metric: str) -> list[float]:

@@ -7,8 +7,6 @@
 Slices are numbered as in the file, from 0.
 """
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +23,7 @@ from tfmuscle.propagation.running import Job
 from tfmuscle.propagation.stretches import stretches_of
 from tfmuscle.report import figure_png
 from tfmuscle.report.propagation import Look, Panel, propagation_figure
+from tfmuscle.tables import csv_text
 from tfmuscle.volume import Volume
 from tfmuscle.workflows.corrections import MADE_BY, Place
 
@@ -123,11 +122,7 @@ def _drift(findings: Findings, frame: Frame, told: Told, area: float) -> list[di
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(row if np.isfinite(row["dice"]) else row | {"dice": ""} for row in rows)
-    return text.getvalue()
+    return csv_text((row if np.isfinite(row["dice"]) else row | {"dice": ""} for row in rows), _COLUMNS)
 
 
 def _panels(job: Job, frame: Frame, scan: Volume, drawn: Sequence[int], rows: list[dict[str, Any]]) -> list[Panel]:

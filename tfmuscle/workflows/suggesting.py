@@ -13,9 +13,7 @@ the labelled slices are one more opinion. What disagreement is, what follows fro
 A call that was interrupted goes on with the labels that are there; those of another scan or other networks go.
 """
 
-import csv
 import hashlib
-import io
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +33,7 @@ from tfmuscle.labelled_slices import FEWEST, LabelledSlices, find_slices
 from tfmuscle.labels import LabelMap, distinct, relabel
 from tfmuscle.report import figure_png
 from tfmuscle.report.suggestions import suggestion_figure
+from tfmuscle.tables import csv_text
 from tfmuscle.volume import Volume
 from tfmuscle.workflows.building import Progress
 from tfmuscle.workflows.predicting import PREDICTIONS_FILE, PredictOptions, PredictResult, predict
@@ -117,9 +116,9 @@ def suggest(
     chosen = choose_slices(score, slices.indices, count)
     rows = _rows(scan, differing, score, label_map, slices)
     suggested = [{"rank": rank, "axis": slices.axis} | rows[index] for rank, index in enumerate(chosen, start=1)]
-    write_text(out / "suggested.csv", _csv(suggested, ("rank", "axis", *_PLACE, *_AREAS, "structure")))
+    write_text(out / "suggested.csv", csv_text(suggested, ("rank", "axis", *_PLACE, *_AREAS, "structure")))
     areas = map(_column, label_map.structures)
-    write_text(out / "disagreement.csv", _csv(rows, (*_PLACE, "labelled", *_AREAS, *areas)))
+    write_text(out / "disagreement.csv", csv_text(rows, (*_PLACE, "labelled", *_AREAS, *areas)))
     reduced = any(one.reduced for one in found)
     title = f"Where the shapes between drawn slices are probably wrong: {len(opinions)} opinions" + (
         " (reduced)" if reduced else ""
@@ -188,14 +187,6 @@ def _rows(
 
 def _column(structure: str) -> str:
     return f"{structure} (mm2)"  # so that no structure is called like another column
-
-
-def _csv(rows: list[dict[str, Any]], columns: Sequence[str]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(columns), extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _notes(score: np.ndarray, slices: LabelledSlices, found: int, count: int, *, networks: int) -> list[str]:

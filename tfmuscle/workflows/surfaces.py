@@ -13,8 +13,6 @@ measurement of the files that were written. What is finished is kept: a subject 
 changed is not made again.
 """
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +36,7 @@ from tfmuscle.io.label_tables import names_of, plain_name, read_label_table
 from tfmuscle.labels import LabelMap
 from tfmuscle.surfaces import SMOOTHING, SurfaceCheck, check_surface, surface
 from tfmuscle.surfaces import voxelise as voxelise_mesh
+from tfmuscle.tables import csv_text
 from tfmuscle.volume import Geometry, Mesh, Volume
 
 Progress = Callable[[int, int, str], None]
@@ -277,7 +276,7 @@ def surfaces(
         except DataError as error:
             failures[subject] = str(error)
     if rows:
-        write_text(out / "surfaces.csv", _csv(rows))
+        write_text(out / "surfaces.csv", csv_text(rows, _ROW))
     return SurfaceResult(tuple(rows), failures)
 
 
@@ -329,11 +328,3 @@ def _measured_surface(labels: Volume, key: int, file: Path, settings: dict[str, 
         "volume_error_percent": 100 * (mesh.volume_ml / volume - 1),
         "dice": 2 * int((again & box).sum()) / (int(again.sum()) + voxels),
     }
-
-
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, _ROW, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()

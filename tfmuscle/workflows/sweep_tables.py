@@ -11,9 +11,7 @@ them. Slices and surfaces need the label files as well. There, slices that someb
 references) are left out of the curves, and count as right on surfaces.
 """
 
-import csv
 import dataclasses
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +34,7 @@ from tfmuscle.labels import LabelMap
 from tfmuscle.metrics import slice_axis
 from tfmuscle.report import Section, figure_png, html_page
 from tfmuscle.report.sweeps import error_colours, participants_plot, slices_plot, surface_error_figure
+from tfmuscle.tables import csv_text
 from tfmuscle.volume import Volume
 
 Progress = Callable[[int, int, str], None]
@@ -182,13 +181,11 @@ def _write_tables(made: SweepTables, ways: Sequence[Way]) -> None:
     content = {"contexts": contexts, "rows": list(made.table), "made_with": provenance()}
     write_json(made.out / "methods.json", about | content)
     columns = dict.fromkeys(key for context in contexts.values() for key in context)
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([*made.table[0], *(f"context {name}" for name in columns)])
+    rows = []
     for row in made.table:
-        name = f"{row['method']}/{row['protocol']}" if row["protocol"] else row["method"]
-        writer.writerow([*row.values(), *(contexts[name].get(column, "") for column in columns)])
-    write_text(made.out / "methods.csv", buffer.getvalue())
+        context = contexts[f"{row['method']}/{row['protocol']}" if row["protocol"] else row["method"]]
+        rows.append(row | {f"context {name}": context.get(name, "") for name in columns})
+    write_text(made.out / "methods.csv", csv_text(rows))
 
 
 def _hausdorff(ways: Sequence[Way], out: Path) -> Section:

@@ -22,7 +22,7 @@ from tfmuscle.io.nifti import write_shares
 from tfmuscle.uncertainty.structures import rows_of, scores_of
 from tfmuscle.volume import Volume
 from tfmuscle.workflows.ensembles import Network
-from tfmuscle.workflows.measuring_subject import csv_text
+from tfmuscle.workflows.measuring_subject import rounded_csv
 
 FOLDER = "uncertainty"
 MADE_BY = "tfmuscle predict --uncertainty"
@@ -109,7 +109,7 @@ def write_table(path: Path, trusts: Mapping[str, Trust]) -> list[dict[str, Any]]
     rows = [{"subject": name} | row for name, trust in trusts.items() for row in read_rows(trust.rows)]
     rows.sort(key=lambda row: (not row["look_here"], 2.0 if row["expected_dice"] is None else row["expected_dice"]))
     shown = [{key: _shown(key, row) for key in row if key != "slice_axis"} for row in rows]
-    write_text(path, csv_text(shown))
+    write_text(path, rounded_csv(shown))
     return rows
 
 
