@@ -27,10 +27,13 @@ from tfmuscle.errors import DataError
 from tfmuscle.files import read_json, write_json
 from tfmuscle.inference import predict_probabilities, predict_uncertain, predict_volume
 from tfmuscle.io import read_volume, write_volume
+from tfmuscle.labels import LabelMap
 from tfmuscle.postprocessing import CLEANING_FILE, Cleaning
+from tfmuscle.report.doubts import doubt_figure
 from tfmuscle.uncertainty import CALIBRATION_FILE, Calibration
 from tfmuscle.volume import Volume
 from tfmuscle.workflows.calibrating import VOXELS, calibrate, voxels_to_ask
+from tfmuscle.workflows.measuring import MeasureOptions, measure
 from tfmuscle.workflows.predicting import PredictOptions, predict
 from tfmuscle.workflows.trusting import read_rows
 
@@ -215,6 +218,39 @@ def test_one_scan_has_them_beside_its_file_and_an_odd_one_is_named(calibrated, f
     assert "Look at odd, muscle: Dice 0." in shown.output and "are worth a look" in shown.output
     content = read_json(tmp_path / "out/a_uncertainty.json")
     assert content["subject"] == "odd" and all(row["look_here"] for row in content["structures"])
+
+
+def test_measure_takes_up_what_was_expected(calibrated, folds, tmp_path):
+    scan = random_scan(scan_grid((9, 8, 5), oblique=True))
+    scan.array[...] = np.where(scan.array > 1.5, 2.06, 1.06)
+    write_volume(tmp_path / "scans/odd.nii.gz", Volume(scan.array[..., 0], scan.geometry))
+    predict(folds, tmp_path / "scans", tmp_path / "out", options=ASKED)
+    labels = tmp_path / "out/odd.nii.gz"
+    before = measure(labels, tmp_path / "report", MeasureOptions(scan=tmp_path / "scans/odd.nii.gz"))
+    flags = [flag for flag in before.flags if flag["kind"] == "uncertain"]
+    rows = read_rows(tmp_path / "out/uncertainty/odd.json")
+    assert [flag["structure"] for flag in flags] == ["muscle", "bone"]
+    assert flags[0]["slices"] == rows[0]["slices"] and flags[0]["axis"] == 2
+    assert flags[0]["what"].startswith(f"a Dice of {rows[0]['expected_dice']:.2f} is expected (")
+    assert before.rows[0]["expected_dice"] == rows[0]["expected_dice"]
+    header = (tmp_path / "report/structures.csv").read_text().splitlines()[0]
+    assert header.endswith("expected_dice,dice_low,dice_high")
+    page = (tmp_path / "report/report.html").read_text()
+    assert "How far to trust the labels" in page and "Where the labels may be wrong" in page
+    corrected = read_volume(labels)
+    corrected.array[0] = 0
+    write_volume(labels, corrected)
+    after = measure(labels, tmp_path / "report")
+    assert not [flag for flag in after.flags if flag["kind"] == "uncertain"] and "expected_dice" not in after.rows[0]
+    assert any("have changed since predict said what they are worth" in note for note in after.remarks["odd"])
+
+
+def test_a_map_needs_slices_and_one_grid():
+    labels = Volume(np.ones((4, 5, 6), np.uint8), scan_grid((4, 5, 6)))
+    error = Volume(np.zeros((4, 5, 6), np.float32), scan_grid((4, 5, 6)))
+    for wrong, slices in ((error, []), (Volume(error.array, scan_grid((4, 5, 6), (2, 1, 1))), [1])):
+        with pytest.raises(ValueError, match="at least one slice, and image, labels and map on one grid"):
+            doubt_figure(None, labels, wrong, slices, axis=2, label_map=LabelMap({1: "a"}))
 
 
 def test_where_cleaning_changed_a_label_the_map_says_so(calibrated, folds, dataset, tmp_path):

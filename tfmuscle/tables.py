@@ -7,6 +7,7 @@ not show (OWASP, "CSV injection"). Numbers keep their sign.
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,21 @@ def csv_text(rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = 
     for row in rows:
         writer.writerow([defused(row.get(name, "")) for name in columns])
     return text.getvalue()
+
+
+def rounded_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    r"""Returns a table with the columns of all rows; numbers have six figures, what is undefined is empty.
+
+    >>> rounded_csv([{"structure": "tibia", "ml": 1 / 3, "ff": math.nan}])
+    'structure,ml,ff\ntibia,0.333333,\n'
+    """
+    return csv_text([{name: _rounded(row[name]) for name in row} for row in rows], None if rows else ["structure"])
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return f"{value:.6g}" if math.isfinite(value) else ""
+    return value
 
 
 def defused(value: Any) -> Any:

@@ -8,6 +8,7 @@ here. Kinds, the gravest first:
   rule can tell.
 * "missing": the table of names has it, the labels do not.
 * "disagreement": another labelling differs (Dice below 0.8).
+* "uncertain": the networks that made the labels expect a Dice below that of nine in ten labelled scans.
 * "population": size or shape are far from other people's.
 * "pieces": more than 0.5 % of the volume is not in the largest piece.
 * "cut": it touches the edge of the scan, or voxels that nobody labelled: its size is that of a part.
@@ -15,15 +16,16 @@ here. Kinds, the gravest first:
 """
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tfmuscle.labels import LabelMap
 from tfmuscle.measuring.agreement import Agreement
 from tfmuscle.measuring.population import FEATURES, Population
 from tfmuscle.measuring.structures import Structure
 
-KINDS = ("side", "missing", "disagreement", "population", "pieces", "cut", "fat")
+KINDS = ("side", "missing", "disagreement", "uncertain", "population", "pieces", "cut", "fat")
 """From the gravest on."""
 SMALLEST_DICE = 0.8
 SMALLEST_OUTSIDE = 0.005
@@ -62,6 +64,7 @@ def find_flags(
     subject: str = "",
     population: Population | None = None,
     others: Iterable[tuple[str, Sequence[Agreement]]] = (),
+    worth: Iterable[Mapping[str, Any]] = (),
 ) -> list[Flag]:
     """Returns all flags, the gravest kind first, in the order of structures.
 
@@ -71,10 +74,12 @@ def find_flags(
         subject: the person, who is not compared with themselves.
         population: measures of other people.
         others: (name, agreement) of other labellings.
+        worth: rows of what the labels are worth, from `uncertainty.structures.rows_of`.
     """
     flags = [*_sides(structures), *_missing(structures, label_map)]
     for name, compared in others:
         flags += _disagreements(name, compared, structures)
+    flags += _uncertain(worth)
     for one in structures:
         flags += [*_unusual(one, population, subject), *_pieces(one), *_cut(one), *_fat(one)]
     return sorted(flags, key=lambda flag: KINDS.index(flag.kind))
@@ -129,6 +134,15 @@ def _disagreements(name: str, compared: Sequence[Agreement], structures: Sequenc
             what = f"Dice {line.dice:.2f} with {name}: {mine:.1f} ml here, {theirs:.1f} ml there"
             axis = axes.get(line.structure, next(iter(axes.values()), 2))
             flags.append(Flag(line.structure, "disagreement", what, line.worst, axis))
+    return flags
+
+
+def _uncertain(worth: Iterable[Mapping[str, Any]]) -> list[Flag]:
+    flags = []
+    for row in (row for row in worth if row["look_here"]):
+        range_of = f"{row['dice_low']:.2f} to {row['dice_high']:.2f}"
+        what = f"a Dice of {row['expected_dice']:.2f} is expected ({range_of}), less than of nine in ten labelled scans"
+        flags.append(Flag(row["structure"], "uncertain", what, tuple(row["slices"]), row["slice_axis"]))
     return flags
 
 

@@ -33,6 +33,7 @@ from tfmuscle.measuring.flags import KINDS
 from tfmuscle.measuring.population import FEATURES, FEWEST_PEOPLE
 from tfmuscle.report import Section, html_page
 from tfmuscle.report.measurements import cohort_figure
+from tfmuscle.tables import rounded_csv
 from tfmuscle.workflows.measuring_page import RULES, number, page
 from tfmuscle.workflows.measuring_subject import (
     MADE_BY,
@@ -43,7 +44,6 @@ from tfmuscle.workflows.measuring_subject import (
     description,
     is_done,
     measure_one,
-    rounded_csv,
     write_tables,
 )
 

@@ -7,12 +7,15 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from tfmuscle.io import read_volume
 from tfmuscle.measuring import Structure
 from tfmuscle.measuring.flags import KINDS
 from tfmuscle.measuring.population import FEWEST_PEOPLE
 from tfmuscle.report import Section, html_page, rendering
+from tfmuscle.report.doubts import doubt_figure
 from tfmuscle.report.measurements import area_figures, flagged_slices, overview
 from tfmuscle.workflows.measuring_subject import MeasureOptions, Measures, flag_rows
+from tfmuscle.workflows.trusting import slices_in_doubt
 
 TITLE = "tfmuscle: measures"
 _AXES = {
@@ -64,6 +67,11 @@ _OTHERS = """\
 Dice with each of the other labellings, and the range of volumes of all of them. A range is no interval of confidence: \
 labellings that were made alike are wrong alike."""
 
+_WORTH = """\
+Of labels that predict --uncertainty made: the Dice to expect, learnt from labelled scans that the networks had not \
+seen, and the range in which nine in ten of those lay. Scans unlike those may be worse. The map is the probability \
+that a voxel's label is wrong."""
+
 
 def page(measures: Measures, options: MeasureOptions, files: Mapping[str, str]) -> str:
     """Returns the page.
@@ -82,6 +90,8 @@ def page(measures: Measures, options: MeasureOptions, files: Mapping[str, str]) 
         sections.append(Section("Intensities", table=_intensities(measures)))
     if measures.pairs:
         sections.append(Section("Left against right", table=_pairs(measures.pairs)))
+    if read.worth:
+        sections.append(_worth(measures))
     if measures.others:
         sections.append(Section("Beside other labellings", text=_OTHERS, table=_others(measures.others)))
     curves = {f"Area across the limb, {n}": figure for n, figure in enumerate(area_figures(measures.structures), 1)}
@@ -92,6 +102,30 @@ def page(measures: Measures, options: MeasureOptions, files: Mapping[str, str]) 
     sections.append(Section("From outside", pictures={"Labels from the front and from the back": body}))
     sections.append(Section("How it was measured", text=RULES))
     return html_page(f"{TITLE}, {read.subject}", sections)
+
+
+def _worth(measures: Measures) -> Section:
+    """Shows what to expect of the labels, and the map of their errors."""
+    read = measures.read
+    table = []
+    for row in read.worth:
+        line = {"structure": str(row["structure"]), "expected Dice": "–", "nine in ten": "–"}
+        if row["expected_dice"] is not None:
+            low, high = number(row["dice_low"], 2), number(row["dice_high"], 2)
+            line |= {"expected Dice": number(row["expected_dice"], 2), "nine in ten": f"{low} to {high}"}
+        values = (row["agreement"], row["error_probability"])
+        shown = ["–" if value is None else number(value, 3) for value in values]
+        line |= {"agreement of networks": shown[0], "mean error probability": shown[1]}
+        table.append(line | {"learnt from": str(row["learnt_from"])})
+    pictures: dict[str, Figure] = {}
+    slices = slices_in_doubt(read.worth)
+    if read.doubts is not None and read.doubts.exists() and slices:
+        error = read_volume(read.doubts)
+        axis = int(read.worth[0]["slice_axis"])
+        if error.geometry.same_grid(read.labels.geometry):
+            drawn = doubt_figure(read.picture, read.labels, error, slices, axis=axis, label_map=read.label_map)
+            pictures["Where the labels may be wrong"] = drawn
+    return Section("How far to trust the labels", text=_WORTH, table=table, pictures=pictures)
 
 
 def _about(measures: Measures, options: MeasureOptions, files: Mapping[str, str]) -> Section:

@@ -5,7 +5,6 @@ then be made of both. A fat fraction that is read from a float file is taken for
 `tfmuscle fat-fraction` writes it; shares of 1 are told from percent by the bright end.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,9 +37,10 @@ from tfmuscle.measuring import (
 from tfmuscle.preprocessing.dixon import fat_fraction as fraction_of
 from tfmuscle.preprocessing.dixon import identify_water_fat
 from tfmuscle.relabelling import tool_names
-from tfmuscle.tables import csv_text
+from tfmuscle.tables import rounded_csv
 from tfmuscle.volume import Volume
 from tfmuscle.workflows.fat import DOUBTFUL, finite_image
+from tfmuscle.workflows.trusting import EXPECTED, Trust, read_rows
 
 Progress = Callable[[int, int, str], None]
 MADE_BY = "tfmuscle measure"
@@ -108,6 +108,8 @@ class Read:
         images: what is measured inside.
         picture: image to be drawn below labels, or None.
         remarks: what the user should know.
+        worth: what the labels are worth, row by row, if `predict --uncertainty` made them.
+        doubts: file of the map of their errors, or None.
     """
 
     subject: str
@@ -117,6 +119,8 @@ class Read:
     images: Images
     picture: Volume | None
     remarks: tuple[str, ...]
+    worth: tuple[dict[str, Any], ...] = ()
+    doubts: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,8 +169,16 @@ def measure_one(
         raise DataError(f"{labels}: {error}") from error
     axis = structures[0].axis.slice_axis
     others = [(name, _compared(read, path, options, axis)) for name, path in _called(options.others).items()]
-    flags = find_flags(structures, read.label_map, subject=read.subject, population=population, others=others)
-    rows = tuple({"subject": read.subject} | one.row() for one in structures)
+    flags = find_flags(
+        structures,
+        read.label_map,
+        subject=read.subject,
+        population=population,
+        others=others,
+        worth=read.worth,
+    )
+    expected = {row["structure"]: {key: row[key] for key in EXPECTED} for row in read.worth}
+    rows = tuple({"subject": read.subject} | one.row() | expected.get(one.name, {}) for one in structures)
     return Measures(read, structures, rows, tuple(asymmetry(rows)), tuple(flags), tuple(agreement_rows(others)))
 
 
@@ -184,7 +196,13 @@ def _read(path: Path, options: MeasureOptions) -> Read:
         raise DataError(f"{path}: nothing is labelled in it; give labels of at least one structure")
     named, (labels, label_map) = label_map, _parted(labels, label_map, options)
     images, picture = _images(labels, options, remarks)
-    return Read(case_id(path), labels, label_map, named, images, picture, tuple(remarks))
+    trust = Trust.found(path)
+    if trust is not None and not trust.is_of(path):
+        remarks.append("the labels have changed since predict said what they are worth, which is left out")
+        trust = None
+    worth = () if trust is None else tuple(read_rows(trust.rows))
+    doubts = None if trust is None else trust.map
+    return Read(case_id(path), labels, label_map, named, images, picture, tuple(remarks), worth, doubts)
 
 
 def _parted(labels: Volume, label_map: LabelMap, options: MeasureOptions) -> tuple[Volume, LabelMap]:
@@ -314,6 +332,8 @@ def description(measures: Measures, labels: Path, options: MeasureOptions) -> di
 def fingerprint(labels: Path, options: MeasureOptions) -> dict[str, Any]:
     """Returns what decides the result: version, settings, and names and checksums of files."""
     files = {"labels": labels} | options.files()
+    if (trust := Trust.found(labels)) is not None:
+        files |= {"uncertainty": trust.rows}
     read = {role: {"file": path.name, "sha256": sha256(path)} for role, path in files.items() if path.is_file()}
     settings = {"axis": options.axis, "landmark": options.landmark, "split_sides": options.split_sides}
     settings |= {"names": Path(options.names or "").name}
@@ -367,17 +387,6 @@ def _percent_rows(structures: Sequence[Structure]) -> list[dict[str, Any]]:
         {"limb_percent": int(percent)} | {name: float(areas[number]) for name, areas in placed.items()}
         for number, percent in enumerate(PERCENT)
     ]
-
-
-def rounded_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Returns a table with the columns of all rows; numbers have six figures, what is undefined is empty."""
-    return csv_text([{name: _cell(row[name]) for name in row} for row in rows], None if rows else ["structure"])
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, float):
-        return f"{value:.6g}" if math.isfinite(value) else ""
-    return value
 
 
 def check_out(labels: Path, out: Path, options: MeasureOptions, result: str) -> None:

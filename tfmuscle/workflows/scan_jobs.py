@@ -19,11 +19,14 @@ from typing import TYPE_CHECKING, Any
 from tfmuscle.errors import DataError
 from tfmuscle.files import read_json, write_json
 from tfmuscle.io import write_volume
+from tfmuscle.io.nifti import write_shares
 from tfmuscle.subjects import Subject
+from tfmuscle.uncertainty.structures import rows_of, scores_of
+from tfmuscle.volume import Volume
 from tfmuscle.workflows.beam import map_on_beam
 from tfmuscle.workflows.building import Progress
 from tfmuscle.workflows.networks import AnyNetwork, Network, PredictOptions, opened
-from tfmuscle.workflows.trusting import Trust, label_and_judge
+from tfmuscle.workflows.trusting import Trust, write_rows
 
 if TYPE_CHECKING:
     from tfmuscle.inference import Progress as Windows
@@ -67,12 +70,46 @@ def label_scan(network: AnyNetwork, job: ScanJob, windows: "Windows | None" = No
             return {}
         image, name = job.subject.read_image(), job.subject.subject_id
         if job.trust is not None and isinstance(network, Network):
-            label_and_judge(network, image, name, job.path, job.trust, mirror=job.mirror, progress=windows)
+            _label_and_judge(network, image, name, job.path, job.trust, mirror=job.mirror, progress=windows)
         else:
             write_volume(job.path, network.labels(image, name, mirror=job.mirror, progress=windows))
     except DataError as error:
         return {"failure": str(error)}
     return {"seconds": round(time.monotonic() - started, 2)}
+
+
+def _label_and_judge(
+    network: Network,
+    image: Volume,
+    name: str,
+    path: Path,
+    trust: Trust,
+    *,
+    mirror: bool,
+    progress: "Windows | None" = None,
+) -> None:
+    """Labels a scan and writes map, labels and rows, the rows last.
+
+    Args:
+        network: with a calibration.
+        image: the scan.
+        name: of its subject.
+        path: of the labels.
+        trust: of the rest.
+        mirror: average over mirrored copies.
+        progress: called with (windows done, windows in all).
+
+    Raises:
+        ValueError: a network without calibration.
+    """
+    if network.calibration is None:
+        raise ValueError("the network was opened without its calibration; open it with uncertainty")
+    found = network.uncertain(image, name, mirror=mirror, progress=progress)
+    scores = scores_of(found.agreement, found.labels.array, network.runs[0].spec.label_map)
+    rows = rows_of(found.labels, found.error.array, scores, network.calibration, slice_axis=found.slice_axis)
+    write_shares(trust.map, found.error)
+    write_volume(path, found.labels)
+    write_rows(trust, name, path, rows)
 
 
 def label_on_beam(jobs: Sequence[ScanJob], progress: Progress | None) -> dict[str, dict[str, Any]]:

@@ -14,18 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from tfmuscle import inference
 from tfmuscle.errors import DataError
 from tfmuscle.files import read_json, sha256, write_json, write_text
-from tfmuscle.io import case_id, write_volume
-from tfmuscle.io.nifti import write_shares
-from tfmuscle.uncertainty.structures import rows_of, scores_of
-from tfmuscle.volume import Volume
-from tfmuscle.workflows.ensembles import Network
-from tfmuscle.workflows.measuring_subject import rounded_csv
+from tfmuscle.io import case_id
+from tfmuscle.tables import rounded_csv
 
 FOLDER = "uncertainty"
 MADE_BY = "tfmuscle predict --uncertainty"
+EXPECTED = ("expected_dice", "dice_low", "dice_high")
+"""Columns that tables of measures show too."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,12 @@ class Trust:
         place = labels.with_name(f"{name}_{FOLDER}") if single else labels.parent / FOLDER / name
         return cls(Path(f"{place}.nii.gz"), Path(f"{place}.json"))
 
+    @classmethod
+    def found(cls, labels: Path) -> "Trust | None":
+        """Returns the files that are there of some labels, or None."""
+        both = (cls.beside(labels, single=single) for single in (False, True))
+        return next((trust for trust in both if trust.rows.is_file()), None)
+
     def is_of(self, labels: Path) -> bool:
         """Whether both files are there, and of just these labels."""
         return self.map.exists() and self.rows.exists() and read_json(self.rows).get("labels_sha256") == sha256(labels)
@@ -56,38 +59,9 @@ class Trust:
         return Trust(self.map.absolute(), self.rows.absolute())
 
 
-def label_and_judge(
-    network: Network,
-    image: Volume,
-    name: str,
-    path: Path,
-    trust: Trust,
-    *,
-    mirror: bool,
-    progress: inference.Progress | None = None,
-) -> None:
-    """Labels a scan and writes map, labels and rows, the rows last.
-
-    Args:
-        network: with a calibration.
-        image: the scan.
-        name: of its subject.
-        path: of the labels.
-        trust: of the rest.
-        mirror: average over mirrored copies.
-        progress: called with (windows done, windows in all).
-
-    Raises:
-        ValueError: a network without calibration.
-    """
-    if network.calibration is None:
-        raise ValueError("the network was opened without its calibration; open it with uncertainty")
-    found = network.uncertain(image, name, mirror=mirror, progress=progress)
-    scores = scores_of(found.agreement, found.labels.array, network.runs[0].spec.label_map)
-    rows = rows_of(found.labels, found.error.array, scores, network.calibration, slice_axis=found.slice_axis)
-    write_shares(trust.map, found.error)
-    write_volume(path, found.labels)
-    content = {"made_by": MADE_BY, "subject": name, "labels_sha256": sha256(path), "structures": rows}
+def write_rows(trust: Trust, name: str, labels: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the rows of a scan, last of its files, with the checksum of its labels."""
+    content = {"made_by": MADE_BY, "subject": name, "labels_sha256": sha256(labels), "structures": list(rows)}
     write_json(trust.rows, content)
 
 
@@ -119,6 +93,17 @@ def _shown(key: str, row: Mapping[str, Any]) -> Any:
     if key == "slices":
         return slices_in_words(row[key], row["slice_axis"])
     return "" if row[key] is None else row[key]
+
+
+def slices_in_doubt(rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Returns the slices to look at, those of structures with the largest mean error probability first.
+
+    >>> slices_in_doubt([{"error_probability": 0.1, "slices": [3]}, {"error_probability": 0.2, "slices": [5, 3]}])
+    [5, 3]
+    """
+    there = [row for row in rows if row["error_probability"] is not None]
+    there.sort(key=lambda row: -row["error_probability"])
+    return list(dict.fromkeys(index for row in there for index in row["slices"]))
 
 
 def slices_in_words(slices: Sequence[int], axis: int) -> str:
