@@ -29,7 +29,7 @@ from tfmuscle.presets import get_preset
 from tfmuscle.propagation.carriers import Carrier, carry
 from tfmuscle.records import read_index, read_scan
 from tfmuscle.subjects import read_dataset
-from tfmuscle.training import propagation, propagation_state, supervised
+from tfmuscle.training import live_page, propagation, propagation_state, supervised
 from tfmuscle.training.propagation import carried_dice, check_propagation, fit_propagation
 from tfmuscle.training.propagation_ways import way_of
 from tfmuscle.training.schedule import learning_rate
@@ -157,8 +157,10 @@ class TestRuns:
                 raise Killed
 
         monkeypatch.setattr(propagation_state, "SAVE_SECONDS", 0.0)
+        monkeypatch.setattr(live_page, "SECONDS", 0.0)
         with pytest.raises(Killed):
             fit_propagation(records, tmp_path / "run", CONFIG, SETTINGS, progress=kill)
+        assert "Epoch 1 of 2 is done" in (tmp_path / "run/report.html").read_text()
         assert calls[-1] % 1000 > 500  # in the middle of a scan
         assert (tmp_path / "run/state/propagation.npz").exists()
         assert "training has not finished" in load_propagation(tmp_path / "run").warning

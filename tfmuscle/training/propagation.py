@@ -42,6 +42,7 @@ from tfmuscle.propagation.carriers import Carrier, carry
 from tfmuscle.records import Scan, load_spec, read_index, read_scan
 from tfmuscle.training import propagation_state
 from tfmuscle.training.callbacks import read_history, write_history
+from tfmuscle.training.live_page import LivePage
 from tfmuscle.training.optimisers import make_optimiser
 from tfmuscle.training.propagation_parts import part_of
 from tfmuscle.training.propagation_state import Place, load_state, save_state
@@ -163,6 +164,7 @@ class _Training:
             self.say(begin_with_layers(self.model, self.run))
         self.place, self.fed = load_state(self.run / "state", self.stepper)
         self.history = read_history(self.run / "history.csv")[: self.place.epoch]
+        self.page = LivePage(self.run, self.config, self.history, None)
         self._saved = self._noted = time.monotonic()
         self._kept: dict[int, Scan] = {}
 
@@ -259,6 +261,7 @@ class _Training:
             with atomic_path(self.run / "best.keras") as temporary:
                 self.model.save(temporary)
         write_history(self.run / "history.csv", self.history)
+        self.page.on_epoch_end(place.epoch)
         self.place, self.fed = Place(epoch=place.epoch + 1), None
         save_state(self.run / "state", self.stepper, self.place, None)
         self._saved = time.monotonic()
