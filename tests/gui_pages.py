@@ -23,13 +23,14 @@ AFFINE = np.array([[-2.0, 0, 0, 30], [0, -1.9, 0.3, 12], [0, 0.3, 2.9, -40], [0,
 class Page:
     """One server; calls give the status and what JSON or bytes came."""
 
-    def __init__(self, folder):
-        self.folder = folder
+    def __init__(self, folder, *, port=0, token=TOKEN):
+        self.folder, self.token = folder, token
         listening = socket.socket()
-        listening.bind(("127.0.0.1", 0))
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(("127.0.0.1", port))
         self.port = listening.getsockname()[1]
         self.home = f"http://127.0.0.1:{self.port}"
-        self.app = make_app(folder, port=self.port, token=TOKEN)
+        self.app = make_app(folder, port=self.port, token=token)
         self.server = uvicorn.Server(uvicorn.Config(self.app, log_level="critical", timeout_graceful_shutdown=2))
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listening]}, daemon=True)
         self.thread.start()
@@ -37,7 +38,7 @@ class Page:
         self.listening = listening
 
     def call(self, method, path, /, body=None, headers=None, **fields):
-        known = {"X-Tfmuscle-Token": TOKEN} | ({} if method == "GET" else {"Origin": self.home})
+        known = {"X-Tfmuscle-Token": self.token} | ({} if method == "GET" else {"Origin": self.home})
         known = {key: value for key, value in (known | (headers or {})).items() if value is not None}
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         given = f"{path}?{urlencode(fields)}" if fields else path
@@ -76,8 +77,8 @@ class Page:
 
 
 @contextlib.contextmanager
-def page_of(folder):
-    page = Page(folder)
+def page_of(folder, **settings):
+    page = Page(folder, **settings)
     try:
         yield page
     finally:

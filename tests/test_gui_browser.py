@@ -4,19 +4,29 @@ Skipped where Playwright or Chromium is missing; on Debian: `apt-get install chr
 """
 
 import shutil
-import zlib
 
+import cv2
 import highdicom
 import nibabel as nib
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from dicom_files import write_slice
-from gui_pages import TOKEN, page_of
+from gui_pages import page_of
+from known_networks import linear_network, make_spec
 
-from tfmuscle.cli import tfmuscle_group
-from tfmuscle.io import read_volume, write_volume
+from tfmuscle.config import TrainConfig
+from tfmuscle.inference.runs import DONE_FILE, WEIGHTS_FILE
+from tfmuscle.io import read_label_image, read_mesh, read_volume, write_mesh, write_volume
+from tfmuscle.labels import LabelMap
 from tfmuscle.phantom import make_phantom
+from tfmuscle.subjects import read_dataset
+from tfmuscle.volume import Mesh
+from tfmuscle.workflows.measuring import MeasureOptions, measure
+from tfmuscle.workflows.predicting import predict
+from tfmuscle.workflows.preparing import PrepareOptions, prepare
+from tfmuscle.workflows.propagating import Propagating, propagate
+from tfmuscle.workflows.slices import SliceLabels
+from tfmuscle.workflows.surfaces import surfaces
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
 CHROMIUM = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
@@ -29,159 +39,351 @@ FLAGS = [
     "--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
     "--disable-sync", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
 ]  # fmt: skip
-PATIENCE_MS = 120_000
+PATIENCE_MS = 60_000
+SCREEN = {"width": 1280, "height": 800}
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
-    """A folder with one phantom, and a DICOM series of it."""
+    """A folder with a DICOM series of a phantom, and a network that names voxels by their brightness."""
     folder = tmp_path_factory.mktemp("workspace")
-    write_volume(folder / "leg.nii.gz", make_phantom("bones", seed=1_100_033).image)
-    volume = read_volume(folder / "leg.nii.gz").reoriented("LPS")
+    volume = make_phantom("lower-limb", seed=3, spacing=(8, 8, 20)).image.reoriented("LPS")
     (folder / "dicom").mkdir()
     for number in range(volume.array.shape[2]):
         place = volume.geometry.world([0, 0, number]) * (-1, -1, 1)
         pixels = np.clip(volume.array[..., number].T, 0, 30_000).astype(np.int16)
         tags = {"PixelSpacing": [volume.spacing[1], volume.spacing[0]], "SliceThickness": volume.spacing[2]}
         write_slice(folder / "dicom" / f"{number:03d}.dcm", pixels, position=place, InstanceNumber=number + 1, **tags)
+    spec = make_spec("slices", size=(64, 64), label_map=LabelMap({4: "muscle", 9: "bone"}))
+    (folder / "run").mkdir()
+    linear_network(spec, [0, 0.08, 0.16], [0, -8, -32]).save(folder / "run" / WEIGHTS_FILE)
+    spec.save(folder / "run" / "spec.json")
+    TrainConfig().save(folder / "run" / "train.json")
+    (folder / "run" / DONE_FILE).write_text("{}")
     return folder
 
 
-@pytest.fixture
-def tab(workspace):
-    """A tab on a served folder; fails when the page asks a foreign host or throws."""
-    wrong = []
-    with page_of(workspace) as server, playwright.sync_playwright() as tool:
+@pytest.fixture(scope="module")
+def chromium():
+    with playwright.sync_playwright() as tool:
         browser = tool.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        tab = browser.new_page(viewport={"width": 1280, "height": 800})
-        tab.set_default_timeout(PATIENCE_MS)
-        tab.on("pageerror", lambda error: wrong.append(f"error: {error}"))
-        tab.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-        tab.on("request", lambda request: None if own(request.url, server) else wrong.append(f"asks {request.url}"))
-        tab.server = server
-        tab.goto(f"{server.home}/?token={TOKEN}", wait_until="commit")
-        tab.wait_for_selector("body[data-ready]")
-        yield tab
+        yield browser
         browser.close()
+
+
+@pytest.fixture
+def visit(chromium):
+    """Opens pages as one visitor; fails when one asks a foreign host, throws, or logs an error."""
+    wrong = []
+    visitor = chromium.new_context(viewport=SCREEN, accept_downloads=True)
+    visitor.set_default_timeout(PATIENCE_MS)
+
+    def open_page(server, expect_errors=False):
+        tab = visitor.new_page()
+        own = (f"{server.home}/", "data:", "blob:")
+        tab.on("request", lambda request: None if request.url.startswith(own) else wrong.append(request.url))
+        if not expect_errors:
+            tab.on("pageerror", lambda error: wrong.append(f"error: {error}"))
+            tab.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+        tab.goto(f"{server.home}/?token={server.token}", wait_until="commit")
+        tab.wait_for_selector("body[data-ready]")
+        assert tab.url == f"{server.home}/"  # no token in the address
+        return tab
+
+    yield open_page
+    visitor.close()
     assert not wrong
 
 
-def own(url, server):
-    return url.startswith((f"{server.home}/", "data:", "blob:"))
-
-
 def says(tab, text):
-    tab.wait_for_function("text => document.getElementById('message').textContent.includes(text)", arg=text)
+    try:
+        tab.wait_for_function("text => document.getElementById('message').textContent.includes(text)", arg=text)
+    except playwright.TimeoutError:
+        pytest.fail(f"waited for {text!r}; the page says {tab.inner_text('#message')!r}; log: {tab.inner_text('#log')}")
 
 
-def test_choose_run_correct_save_download(tab, workspace, tiny_run):
-    shutil.copytree(tiny_run, workspace / "run")
-    tab.click("#reload")
-    assert tab.url == f"{tab.server.home}/"  # no token in the address
-    tab.click('[data-key="scan leg.nii.gz"]')
-    says(tab, "leg is open")
-    tab.click("summary:has-text('Run a model')")
-    tab.select_option("[data-command=predict] [name=model]", "run")
-    tab.click("[data-command=predict] button")
-    tab.wait_for_selector("body[data-labels='results/predictions/leg-run/leg.nii.gz']")
-    predicted = workspace / "results" / "predictions" / "leg-run" / "leg.nii.gz"
-    says(tab, "structures")
-
-    # the same labels as the command on a terminal
-    words = [
-        "predict",
-        "-m",
-        str(workspace / "run"),
-        "-i",
-        str(workspace / "leg.nii.gz"),
-        "-o",
-        str(workspace.parent / "out"),
-    ]
-    assert CliRunner().invoke(tfmuscle_group, words).exit_code == 0
-    expected = np.asarray(nib.load(workspace.parent / "out" / "leg.nii.gz").dataobj)
-    assert np.array_equal(np.asarray(nib.load(predicted).dataobj), expected)
-
-    # one dab of the second structure at the crosshair, with the keyboard alone
-    ids = [one["id"] for one in table(tab, predicted, workspace)]
-    tab.focus("#canvas")
-    for key in ("4", ".", "-", "-", "PageUp", "ArrowLeft", "Space"):
+def press(tab, *keys):
+    for key in keys:
         tab.keyboard.press(key)
-    assert tab.input_value("#brush-size") == "1" and tab.is_checked("[name=tool][value=brush]")
-    at_mm = [float(text) for text in tab.inner_text("#place").split(" mm")[0].split(", ")]
-    tab.keyboard.press("Control+s")
-    says(tab, "voxels changed")
-    saved = workspace / "results" / "labels" / "leg_corrected.nii.gz"
-    array = np.asarray(nib.load(saved).dataobj)
-    grid = read_volume(workspace / "leg.nii.gz").geometry
-    changed = np.argwhere(array != expected)
-    assert len(changed) <= 1 and array[tuple(np.rint(grid.index(at_mm)).astype(int))] == ids[1]
-    assert read_volume(saved).geometry.same_grid(grid)
 
-    # a stroke of the mouse in one slice, and one that is taken back
-    tab.select_option("#layout", "axial")
+
+def submit(tab, command, **fields):
+    """Fills a form's fields as a user does, and presses its button."""
+    form = tab.locator(f"form[data-command={command}]")
+    if not form.is_visible():
+        tab.click(f"details:has(form[data-command={command}]) > summary")
+    for name, value in fields.items():
+        field = form.locator(f"[name={name}]")
+        if isinstance(value, bool):
+            field.set_checked(value)
+        elif field.evaluate("field => field.tagName") == "SELECT":
+            field.select_option(value)
+        else:
+            field.fill(value)
+    form.locator("button").first.click()
+
+
+def drag(tab, start, end):
+    """Drags the left button over the picture, between shares of its width and height."""
     box = tab.locator("#canvas").bounding_box()
-    for height in (0.45, 0.55):
-        tab.mouse.move(box["x"] + 0.45 * box["width"], box["y"] + height * box["height"])
-        tab.mouse.down()
-        tab.mouse.move(box["x"] + 0.55 * box["width"], box["y"] + height * box["height"], steps=4)
-        tab.mouse.up()
+    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in (start, end)]
+    tab.mouse.move(*places[0])
+    tab.mouse.down()
+    tab.mouse.move(*places[1], steps=4)
+    tab.mouse.up()
+
+
+def downloaded(tab, selector):
+    with tab.expect_download() as download:
+        tab.click(selector)
+    return download.value.path().read_bytes()
+
+
+def ids(path):
+    return np.asarray(nib.load(path).dataobj)
+
+
+def picture(tab):
+    return cv2.imdecode(np.frombuffer(tab.locator("#canvas").screenshot(), np.uint8), cv2.IMREAD_COLOR).astype(int)
+
+
+def test_the_whole_way(visit, workspace, tmp_path):
+    with page_of(workspace) as server:
+        tab = visit(server)
+        results = workspace / "results"
+        tab.click('[data-key="dicom dicom"]')
+        tab.click("#dicom ul button")
+        says(tab, "is open")
+        whole = read_volume(workspace / "dicom")
+        prepared = prepare_below_the_hip(tab, results, whole, tmp_path)
+        predicted = run_the_model(tab, workspace, results, prepared, tmp_path)
+        corrected = correct_with_the_mouse(tab, results, predicted, read_volume(prepared).geometry)
+        propagated = propagate_two_slices(tab, results, prepared, corrected, tmp_path)
+        hand_on_and_download(tab, results, prepared, propagated, tmp_path)
+        see_a_surface(tab, results, workspace)
+        write_a_dicom_seg(tab, results, whole)
+
+
+def prepare_below_the_hip(tab, results, whole, out):
+    """The proposed hip is shown, moved by its slider and by a drag in the picture, and cut there."""
+    tab.click("details:has(form[data-command=prepare]) > summary")
+    tab.check("#below-hip")
+    tab.wait_for_function("() => document.getElementById('hip-reason').textContent.startsWith('Proposed')")
+    proposed = int(tab.input_value("#hip-slice"))
+    tab.focus("#hip-range")
+    press(tab, "ArrowLeft", "ArrowLeft", "ArrowLeft")
+    assert int(tab.input_value("#hip-slice")) == proposed - 3
+    height_of = lambda: float(tab.inner_text("#place").split(" mm")[0].split(", ")[2])  # noqa: E731
+    assert height_of() == pytest.approx(whole.geometry.world([0, 0, proposed - 3])[2], abs=0.06)  # the picture follows
+    tab.select_option("#layout", "coronal")
+    drag(tab, (0.5, 0.2), (0.5, 0.4))
+    dragged = int(tab.input_value("#hip-slice"))
+    assert dragged < proposed - 3
+    assert abs(height_of() - whole.geometry.world([0, 0, dragged])[2]) <= whole.spacing[2] / 2 + 0.06
+    tab.select_option("#layout", "all")
+    submit(tab, "prepare", margin="0")
+    says(tab, "Done: prepare")
+    (made,) = (results / "prepared").glob("*/*.nii.gz")
+    prepare(converted(whole, out), out / "prepared", PrepareOptions(below_hip=True, hip_slice=dragged, margin=0))
+    (expected,) = (out / "prepared").glob("*.nii.gz")
+    assert np.array_equal(ids(made), ids(expected)) and ids(made).shape[2] < whole.geometry.shape[2]
+    assert read_volume(made).geometry.same_grid(read_volume(expected).geometry)
+    return made
+
+
+def converted(volume, out):
+    write_volume(out / "series.nii.gz", volume)
+    return out / "series.nii.gz"
+
+
+def run_the_model(tab, workspace, results, prepared, out):
+    tab.click(f'[data-key="scan {prepared.relative_to(workspace)}"]')
+    says(tab, "is open")
+    submit(tab, "predict", model="run")
+    says(tab, "2 structures")
+    (made,) = (results / "predictions").glob("*/*.nii.gz")
+    predict(workspace / "run", prepared, out / "predicted.nii.gz")
+    expected = ids(out / "predicted.nii.gz")
+    assert np.array_equal(ids(made), expected) and {0, 4, 9} == set(np.unique(expected))
+    return made
+
+
+def correct_with_the_mouse(tab, results, predicted, grid):
+    """A stroke, one that is taken back, and a dab of the eraser by keyboard; seen at 1280 x 800."""
+    tab.select_option("#layout", "axial")
+    tab.focus("#canvas")
+    press(tab, "4", ".", "-", "-")  # the brush, the second structure, one voxel wide
+    assert tab.input_value("#brush-size") == "1" and tab.is_checked("[name=tool][value=brush]")
+    drag(tab, (0.3, 0.45), (0.7, 0.45))
+    drag(tab, (0.3, 0.55), (0.7, 0.55))
     tab.click("#undo")
-    tab.evaluate("document.getElementById('message').textContent = ''")
     tab.click("#save")
     says(tab, "voxels changed")
-    stroke = np.argwhere(np.asarray(nib.load(saved).dataobj) != array)
+    saved = results / "labels" / f"{predicted.name.removesuffix('.nii.gz')}_corrected.nii.gz"
+    before, after = ids(predicted), ids(saved)
+    stroke = np.argwhere(after != before)
     upwards = grid.orientation.index("S" if "S" in grid.orientation else "I")
-    assert len(stroke) >= 3 and np.unique(stroke[:, upwards]).size == 1
-    spread = sorted(np.ptp(grid.world(stroke), axis=0))
-    assert spread[1] < 1e-3 + max(grid.spacing)  # one line, not two
+    assert len(stroke) >= 3 and np.unique(stroke[:, upwards]).size == 1 and set(after[tuple(stroke.T)]) == {9}
+    assert sorted(np.ptp(grid.world(stroke), axis=0))[1] < 1e-3 + max(grid.spacing[:2])  # one line, not two
+    assert read_label_image(saved).geometry.same_grid(grid)
 
-    # what is downloaded is the saved file
-    tab.click("summary:has-text('Measure, export')")
-    with tab.expect_download() as download:
-        tab.click("#get-labels")
-    assert zlib.crc32(download.value.path().read_bytes()) == zlib.crc32(saved.read_bytes())
-
-
-def table(tab, path, workspace):
-    name = path.relative_to(workspace).as_posix()
-    return tab.server.get("/api/labels", path=name, scan="leg.nii.gz")["structures"]
+    tab.focus("#canvas")
+    press(tab, "5", "Space", "Control+s")
+    says(tab, ", 1 voxels changed")
+    place = [float(one) for one in tab.inner_text("#place").split(" mm")[0].split(", ")]
+    erased = np.argwhere(ids(saved) != after)
+    assert erased.tolist() == [np.rint(grid.index(place)).astype(int).tolist()] and ids(saved)[tuple(erased[0])] == 0
+    tab.select_option("#layout", "all")
+    return saved
 
 
-def test_a_dicom_series_from_prepare_to_segmentation(tab, workspace):
+def propagate_two_slices(tab, results, prepared, corrected, out):
+    submit(tab, "propagate", method="interpolate", slices="8, 14")
+    says(tab, "_propagated.nii.gz: 2 structures")
+    (made,) = (results / "labels").glob("*_propagated.nii.gz")
+    source = SliceLabels(prepared, corrected, listed=(8, 14))
+    propagate(source, out / "propagated.nii.gz", Propagating(method="interpolate"))
+    expected = ids(out / "propagated.nii.gz")
+    assert np.array_equal(ids(made), expected) and expected[..., 11].any() and not expected[..., 15:].any()
+    return made
+
+
+def hand_on_and_download(tab, results, prepared, labels, out):
+    """Four jobs at once; then what is downloaded is what the library makes of the same files."""
+    submit(tab, "add-case", partly=True, set="mine")
+    submit(tab, "measure")
+    submit(tab, "surfaces")
+    says(tab, "Done: surfaces")
+    (case,) = read_dataset(results / "datasets" / "mine").subjects
+    image, known = case.read(read_dataset(results / "datasets" / "mine").label_map)
+    assert np.array_equal(image.array[..., 0], ids(prepared)) and image.geometry.same_grid(known.geometry)
+    drawn = ids(labels).any(axis=(0, 1))
+    assert (known.array[..., ~drawn] == 255).all() and np.array_equal(known.array[..., drawn], ids(labels)[..., drawn])
+
+    assert downloaded(tab, "#get-labels") == labels.read_bytes()
+    name = labels.name.removesuffix(".nii.gz")
+    surfaces(labels, out / "surfaces")
+    folder = f"results/surfaces/{name}"
+    made = downloaded(tab, f'li:has([data-key="surface {folder}/bone.ply"]) a')
+    assert made == (out / "surfaces" / "bone.ply").read_bytes()
+    measure(labels, out / "report", MeasureOptions(scan=prepared))
+    table = downloaded(tab, f'a[href$="{name}%2Fstructures.csv"]')
+    assert table == (out / "report" / "structures.csv").read_bytes() and table.count(b"\n") == 3
+
+    tab.select_option("[data-command=prepare] [name=dataset]", "results/datasets/mine")
+    tab.click("#inspect")
+    says(tab, "Done: inspect mine")
+    assert "bone" in tab.inner_text("#log")
+
+
+def see_a_surface(tab, results, workspace):
+    """A surface lies in the 3D view where its labels lie, whichever space its file is in."""
+    (path,) = (results / "surfaces").glob("*/bone.ply")
+    mesh = read_mesh(path)
+    write_mesh(results / "lps.ply", mesh, space="lps")
+    write_mesh(results / "far.ply", Mesh(mesh.vertices * 1000, mesh.faces))
+    tab.click("#reload")
+    tab.select_option("#layout", "3d")
+    tab.check("#only-labels")
+    tab.focus("#canvas")
+    press(tab, "x")  # no crosshair
+    tab.get_by_label("show muscle").uncheck()
+    labels = picture(tab)
+    tab.get_by_label("show bone").uncheck()
+    nothing = picture(tab)
+    for name in (path.relative_to(workspace), "results/lps.ply"):
+        tab.click(f'[data-key="surface {name}"]')
+        says(tab, f"{len(mesh.faces):,} triangles")
+        shown = picture(tab)
+        assert shares_place(shown, labels, nothing)
+        tab.click(f'[data-key="surface {name}"]')
+    tab.click('[data-key="surface results/far.ply"]')
+    says(tab, "outside the scan")
+    tab.click('[data-key="surface results/far.ply"]')
+    tab.uncheck("#only-labels")
+    tab.select_option("#layout", "all")
+
+
+def shares_place(one, other, nothing):
+    """Whether what two pictures show before the same ground covers the same pixels, but for a rim."""
+    masks = [np.abs(shown - nothing).max(axis=-1) > 24 for shown in (one, other)]
+    assert all(mask.sum() > 200 for mask in masks)
+    return 2 * (masks[0] & masks[1]).sum() / sum(mask.sum() for mask in masks) > 0.85
+
+
+def write_a_dicom_seg(tab, results, whole):
+    """New labels by keyboard alone on the series, and the DICOM SEG of them."""
     tab.click('[data-key="dicom dicom"]')
     tab.click("#dicom ul button")
     says(tab, "is open")
-    tab.click("summary:has-text('Prepare')")
-    tab.select_option("[data-command=prepare] [name=part]", "lower")
-    tab.click("[data-command=prepare] button:has-text('Prepare')")
-    says(tab, "Done: prepare")
-    (prepared,) = (workspace / "results" / "prepared").glob("*/*.nii.gz")
-    whole = read_volume(workspace / "dicom")
-    assert read_volume(prepared).geometry.shape[2] < whole.geometry.shape[2]
-
-    tab.fill("#structure-name", "femur left")
-    tab.keyboard.press("Enter")
+    tab.focus("#structure-name")
+    tab.keyboard.type("femur left")
+    press(tab, "Enter")
     tab.focus("#canvas")
-    for key in ("4", "=", "=", "Space", *["ArrowUp"] * 3, "Space"):
-        tab.keyboard.press(key)
-    tab.keyboard.press("Control+s")
+    press(tab, "4", "=", "=", "Space", "ArrowUp", "ArrowUp", "Space", "Control+s")
     says(tab, "voxels changed")
-    (drawn,) = (workspace / "results" / "labels").glob("*_drawn.nii.gz")
-    slices = np.flatnonzero(np.asarray(nib.load(drawn).dataobj).any(axis=(0, 1)))
-    assert len(slices) == 2 and slices[1] - slices[0] == 3
-
-    tab.click("summary:has-text('Propagate')")
-    tab.select_option("[data-command=propagate] [name=method]", "interpolate")
-    tab.click("[data-command=propagate] button")
-    says(tab, "_propagated.nii.gz: 1 structures")
-    (filled,) = (workspace / "results" / "labels").glob("*_propagated.nii.gz")
-    assert len(np.flatnonzero(np.asarray(nib.load(filled).dataobj).any(axis=(0, 1)))) == 4
-
-    tab.click("summary:has-text('Measure, export')")
-    tab.click("[data-command=write-seg] button")
+    (drawn,) = (results / "labels").glob("*_drawn.nii.gz")
+    slices = np.flatnonzero(ids(drawn).any(axis=(0, 1)))
+    assert len(slices) == 2 and slices[1] - slices[0] == 2
+    assert read_label_image(drawn).geometry.same_grid(whole.geometry)
+    submit(tab, "write-seg")
     says(tab, "Done: DICOM SEG")
-    (seg,) = (workspace / "results" / "seg").glob("*.dcm")
+    (seg,) = (results / "seg").glob("*.dcm")
+    assert downloaded(tab, f'a[href$="{seg.name}"]') == seg.read_bytes()
     found = highdicom.seg.segread(seg)
     assert found.get_segment_description(1).SegmentLabel == "femur_left"
-    voxels = found.get_volume(combine_segments=True).array.sum()
-    assert voxels == (np.asarray(nib.load(filled).dataobj) > 0).sum()
+    assert found.get_volume(combine_segments=True).array.sum() == (ids(drawn) > 0).sum()
+
+
+def test_pages_of_one_folder_lose_nothing(visit, workspace, tmp_path):
+    """Upload, reload, two pages at once, and a page left open while the server starts anew with another token."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    volume = make_phantom("thigh", seed=3, spacing=(8, 8, 24)).image
+    write_volume(tmp_path / "leg.nii.gz", volume)
+    with page_of(folder) as server:
+        one = visit(server, expect_errors=True)
+        one.set_input_files("#upload", tmp_path / "leg.nii.gz")
+        says(one, "results/uploads/leg.nii.gz is in the folder")
+        assert (folder / "results/uploads/leg.nii.gz").read_bytes() == (tmp_path / "leg.nii.gz").read_bytes()
+        draw(one, "Space")
+        press(one, "Control+s")
+        says(one, "Saved results/labels/leg_drawn.nii.gz")
+        one.reload()
+        one.wait_for_selector("body[data-ready]")
+        other = visit(server, expect_errors=True)
+        for tab in (one, other):
+            tab.click('[data-key="scan results/uploads/leg.nii.gz"]')
+            says(tab, "is open")
+            tab.click('[data-key="labels results/labels/leg_drawn.nii.gz"]')
+            says(tab, "1 structures")
+            tab.focus("#canvas")
+        press(one, "4", "ArrowUp", "Space", "Control+s")
+        says(one, "Saved results/labels/leg_drawn.nii.gz")
+        press(other, "4", "ArrowDown", "Space", "Control+s")
+        says(other, "yours is beside it")
+        kept = [
+            np.flatnonzero(ids(folder / f"results/labels/leg_drawn{n}.nii.gz").any(axis=(0, 1))) for n in ("", "-2")
+        ]
+        assert [len(one) for one in kept] == [2, 2] and kept[0][0] - kept[1][0] == 1
+
+        press(one, "ArrowUp", "ArrowUp", "Space")
+        port = server.port
+    press(one, "Control+s")
+    says(one, "Start it again with --port")
+    with page_of(folder, port=port, token="another") as server:
+        press(one, "Control+s")
+        says(one, "an old token")
+        visit(server, expect_errors=True)
+        press(one, "Control+s")
+        says(one, "Saved results/labels/leg_drawn.nii.gz")
+        assert np.ptp(np.flatnonzero(ids(folder / "results/labels/leg_drawn.nii.gz").any(axis=(0, 1)))) == 3
+
+
+def draw(tab, *keys):
+    tab.click('[data-key="scan results/uploads/leg.nii.gz"]')
+    says(tab, "is open")
+    tab.fill("#structure-name", "femur")
+    press(tab, "Enter")
+    tab.focus("#canvas")
+    press(tab, "4", *keys)

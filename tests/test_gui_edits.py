@@ -5,6 +5,7 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+import trimesh
 from dicom_files import OBLIQUE, write_series
 from gui_pages import AFFINE, nifti_bytes, page_of, write_leg
 
@@ -236,6 +237,26 @@ def test_an_edit_of_another_size_or_of_no_image_is_refused(leg):
     assert status == 400 and "not a readable NIfTI" in content["error"]
     status, content = page.call("POST", "/api/edits", body=b"", **fields | {"names": "{"})
     assert status == 400 and "not valid JSON" in content["error"]
+
+
+def test_a_surface_is_sent_in_ras_whatever_its_file_says(tmp_path):
+    corners = np.array([[0, 0, 0], [30, 0, 0], [0, 20, 0], [0, 0, 10]], np.float32)
+    faces = [[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]]
+    lines = [f"{x} {y} {z}" for x, y, z in corners * (-1, -1, 1)] + [f"3 {a} {b} {c}" for a, b, c in faces]
+    head = "ply\nformat ascii 1.0\ncomment SPACE=LPS\nelement vertex 4\nproperty float x\nproperty float y\n"
+    head += "property float z\nelement face 4\nproperty list uchar int vertex_indices\nend_header\n"
+    (tmp_path / "lps.ply").write_text(head + "\n".join(lines) + "\n")
+    (tmp_path / "bad.stl").write_bytes(b"no surface")
+    write_leg(tmp_path)
+    with page_of(tmp_path) as page:
+        assert page.get("/api/workspace")["surfaces"] == [{"path": "bad.stl"}, {"path": "lps.ply"}]
+        sent = page.get("/api/surface.ply", path="lps.ply")
+        assert "not a usable surface" in page.refused("/api/surface.ply", path="bad.stl")
+        assert "not a known surface" in page.refused("/api/surface.ply", path=SCAN)
+    (tmp_path / "sent.ply").write_bytes(sent)
+    mesh = trimesh.load(tmp_path / "sent.ply", process=False)
+    assert sent.startswith(b"ply\nformat binary_little_endian")  # what NiiVue reads
+    assert np.array_equal(mesh.vertices, corners) and mesh.volume == pytest.approx(1000)  # 30 * 20 * 10 / 6
 
 
 def test_old_conversions_make_room(tmp_path, monkeypatch):

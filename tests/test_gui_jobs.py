@@ -181,8 +181,10 @@ def test_a_button_runs_its_command_and_its_results_can_be_had(tmp_path):
         assert status == 200
         job = content["id"]
         until(lambda: page.job(job)["state"] == "done", seconds=60)
-        made = [one["path"] for one in page.get("/api/workspace")["reports"]]
-        assert made == [f"results/surfaces/leg/{name}" for name in ("label_3.ply", "label_70.ply", "surfaces.csv")]
+        listing = page.get("/api/workspace")
+        made = [one["path"] for one in listing["surfaces"]]
+        assert made == [f"results/surfaces/leg/{name}" for name in ("label_3.ply", "label_70.ply")]
+        assert listing["reports"] == [{"path": "results/surfaces/leg/surfaces.csv"}]
         assert page.get("/api/file", path=made[0]).startswith(b"ply")
         assert page.job(job)["total"] == 2  # told by the command's own bar
         assert "2 surfaces" in page.get(f"/api/jobs/{job}/log")["log"]
@@ -210,6 +212,10 @@ WRONG = [
     ({"command": "prepare", "scan": {"a": 1}, "bias_field": True}, "a text is needed"),
     ({"command": "write-seg", "scan": "leg.nii.gz", "labels": "labels/leg.nii.gz"}, "is no DICOM series"),
     ({"command": "inspect"}, "no dataset is chosen"),
+    ({"command": "add-case", "scan": "leg.nii.gz"}, "no labels are open"),
+    (DRAWN | {"command": "add-case", "set": "../../data"}, "a name of letters"),
+    (DRAWN | {"command": "add-case", "set": "--id"}, "a name of letters"),
+    (DRAWN | {"command": "add-case", "partly": "yes"}, "true or false"),
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Commands for one scan with a few labelled slices: slices, interpolate, suggest; and what `fit --labels` does."""
+"""Commands for one scan and its labels: slices, interpolate, suggest, add-case; and what `fit --labels` does."""
 
 import functools
 import json
@@ -113,6 +113,27 @@ def suggest_command(runs: tuple[Path, ...], scan: Path, out: Path, count: int, *
         click.echo(f"{row['rank']}: slice {row['slice']} along axis {row['axis']}, at ({place}) mm: {found}")
     reduced = " (reduced)" if result.reduced else ""
     click.echo(f"{out}: told by {len(result.runs)} network(s), interpolated shapes and slices left out{reduced}")
+
+
+@command(name="add-case")
+@click.option("-i", "--input", "scan", type=FOLDER, required=True, help="scan: image file or DICOM folder")
+@slice_options
+@click.option("-o", "--output", "dataset", type=FOLDER, required=True, help="dataset folder, made if it is not there")
+@click.option("--partly", is_flag=True, help="slices without a label (or not in --slices) are unknown, not background")
+@click.option("--id", "subject_id", metavar="NAME", help="name of the case [default: the scan's]")
+@click.option("--replace", is_flag=True, help="take new labels for a scan that is in the dataset")
+def add_case_command(scan: Path, dataset: Path, partly: bool, subject_id: str, replace: bool, **options: Any) -> None:
+    """Add a scan and its labels, drawn or corrected, to a dataset in nnU-Net's layout, or begin one."""
+    with quiet_start():
+        from tfmuscle.workflows.adding import add_case
+
+    if options["labels"] is None:
+        raise click.UsageError("--labels is missing: the label image of the scan")
+    source = _source(scan, options)
+    done = checked(add_case, source, dataset, subject_id=subject_id, partly=partly, replace=replace)
+    unknown = f", {done.unknown:.0%} of it unknown" if done.unknown else ""
+    new = "has new labels" if done.replaced else "is added"
+    click.echo(f"{dataset}: {done.subject_id} {new}{unknown}; {done.cases} labelled case(s)")
 
 
 def _listed(numbers: Any) -> str:

@@ -119,7 +119,13 @@ def _add_views(app: FastAPI, workspace: Workspace, volumes: Volumes) -> None:
 
     @app.get("/api/scan.nii")
     def scan_file(path: str, series: str | None = None) -> FileResponse:
-        return FileResponse(volumes.scan_file(Scan(workspace.path(path), series)), headers=_NO_STORE)
+        file = volumes.scan_file(Scan(workspace.path(path), series))
+        packed = {"content-encoding": "gzip"} if file.name.endswith(".gz") else {}  # the browser unpacks faster
+        return FileResponse(file, media_type="application/octet-stream", headers=_NO_STORE | packed)
+
+    @app.get("/api/surface.ply")
+    def surface(path: str) -> FileResponse:
+        return FileResponse(volumes.surface_file(workspace.path(path)), headers=_NO_STORE)
 
     @app.get("/api/hip")
     def hip(path: str, series: str | None = None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Nothing from the page becomes part of a command line as text: paths are resolved
 choices are from lists, and outputs are named here, each in a place of its own in the results.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ SIDES = ("left", "right", "both-separately")
 METHODS = ("registration", "interpolate", "grow", "watershed")
 FORMATS = ("ply", "stl")
 Words = tuple[str, ...]
+_DATASET_NAME = re.compile(r"\w[\w-]{0,59}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,17 @@ def _write_seg(fields: Fields, workspace: Workspace, volumes: Volumes) -> Comman
     return Command(words, f"DICOM SEG of {labels.name}", out)
 
 
+def _add_case(fields: Fields, workspace: Workspace, volumes: Volumes) -> Command:
+    source, _ = _source(fields, volumes)
+    labels, name = fields.labels(), fields.text("set") or "corrected"
+    if not _DATASET_NAME.fullmatch(name):
+        raise DataError(f"set is {name[:80]!r}; a name of letters, digits, '-' and '_' is needed")
+    out = workspace.results / "datasets" / name
+    words = ["add-case", "-i", str(source), "--labels", str(labels), "-o", str(out)]
+    words += [f"--{flag}" for flag in ("partly", "replace") if fields.flag(flag)]
+    return Command(tuple(words), f"add {labels.name} to {name}", out)
+
+
 def _inspect(fields: Fields, workspace: Workspace, _: Volumes) -> Command:
     dataset = fields.path("dataset")
     if dataset is None:
@@ -203,6 +216,7 @@ COMMANDS: dict[str, Callable[[Fields, Workspace, Volumes], Command]] = {
     "measure": _measure,
     "surfaces": _surfaces,
     "write-seg": _write_seg,
+    "add-case": _add_case,
     "inspect": _inspect,
 }
 """Name of a form -> its command."""

@@ -5,6 +5,8 @@ affines, several channels, rare number types) is converted once, uncompressed, i
 what commands are given for a series of a DICOM folder. What was converted is known by path, size and time of its
 source; the oldest go when there are too many.
 
+Surfaces travel as PLY in RAS mm, read by `tfmuscle.io`, which knows what a file says of its space.
+
 Labels travel as *indices*: 1, 2, ... in the order of a table of ids, names and colours that travels beside them, one
 byte a voxel on exactly the scan's grid. The brush of the page knows 255 colours, ids know no limit.
 """
@@ -24,7 +26,7 @@ import numpy as np
 from tfmuscle.errors import DataError
 from tfmuscle.files import TEMPORARY_PREFIX, read_json, write_json
 from tfmuscle.gui.workspace import Workspace, plain_stem
-from tfmuscle.io import read_label_image, read_volume, write_volume
+from tfmuscle.io import read_label_image, read_mesh, read_volume, write_mesh, write_volume
 from tfmuscle.io.dicom import SeriesInfo, holds_dicom, list_series
 from tfmuscle.io.label_tables import names_of
 from tfmuscle.labels import LabelMap, distinct
@@ -37,6 +39,7 @@ MAX_ID = 1 << 20
 KEPT_BYTES = 8 << 30
 """Of converted scans and label images; the oldest go."""
 _SENT_AS_IT_IS = ("uint8", "int16", "int32", "float32", "float64", "uint16")
+_PIECE = 1 << 22
 _IGNORE_COLOUR = (128, 128, 128)
 
 
@@ -159,6 +162,19 @@ class Volumes:
                 self._forget(keep=out)
         return out, read_json(table)
 
+    def surface_file(self, path: Path) -> Path:
+        """Returns a binary PLY file of a surface, in RAS mm whatever its own space.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        out = self._folder("surface", path) / "surface.ply"
+        with self._lock:
+            if not out.exists():
+                write_mesh(out, read_mesh(path))
+                self._forget(keep=out)
+        return out
+
     def _folder(self, *of: Any) -> Path:
         """Returns the folder of what is made of these; paths count with size and time."""
         digest = hashlib.sha256()
@@ -197,12 +213,15 @@ def view(volume: Volume, label_map: LabelMap | None, name: str) -> LabelView:
     table = np.zeros(max([*present, *ids, 0]) + 1, np.uint8)
     table[ids] = np.arange(1, len(ids) + 1)
     indices = table[volume.array]
-    counts = np.bincount(indices.ravel(order="K"), minlength=len(ids) + 1) * volume.geometry.voxel_volume_ml
+    flat = indices.ravel(order="K")
+    pieces = [flat[start : start + _PIECE] for start in range(0, flat.size, _PIECE)]  # bincount makes 8 bytes of one
+    counts = np.sum([np.bincount(one, minlength=len(ids) + 1) for one in pieces], axis=0)
+    volumes_ml = counts * volume.geometry.voxel_volume_ml
     structures = []
     for index, key in enumerate(ids, start=1):
         text = "ignore" if key == ignore else names[key]
         colour = _IGNORE_COLOUR if key == ignore else colours.colour(text)
-        structures.append(Structure(index, key, text, colour, round(float(counts[index]), 3)))
+        structures.append(Structure(index, key, text, colour, round(float(volumes_ml[index]), 3)))
     return LabelView(volume.with_array(indices), tuple(structures), ignore)
 
 

@@ -25,7 +25,8 @@ HIDDEN = ".tfmuscle"
 """Folder in the workspace of jobs and converted scans."""
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 UPLOAD_SUFFIXES = (*IMAGE_SUFFIXES, ".zip")
-DOWNLOAD_SUFFIXES = (".csv", ".dcm", ".ply", ".stl")
+SURFACE_SUFFIXES = (".ply", ".stl")
+DOWNLOAD_SUFFIXES = (".csv", ".dcm")
 """Results that are no images, offered for download."""
 MODEL_FILES = {"bundle.json": "bundle", "cascade.json": "cascade", "train.json": "run"}
 """File in a folder -> kind of model that the folder is."""
@@ -93,7 +94,7 @@ class Workspace:
         return path
 
     def listing(self) -> dict[str, Any]:
-        """Returns scans, labels, DICOM folders, datasets, models and other results, by name."""
+        """Returns scans, labels, surfaces, DICOM folders, datasets, models and other results, by name."""
         found = _Found()
         for folder, names in self._walk(found):
             self._sort(folder, names, found)
@@ -101,6 +102,7 @@ class Workspace:
             "folder": str(self.root),
             "scans": found.scans,
             "labels": found.labels,
+            "surfaces": found.surfaces,
             "dicom": found.dicom,
             "datasets": found.datasets,
             "models": found.models,
@@ -132,6 +134,8 @@ class Workspace:
             if name.lower().endswith(IMAGE_SUFFIXES):
                 is_labels = "predictions.json" in names or looks_like_labels(path.relative_to(self.root))
                 (found.labels if is_labels else found.scans).append({"path": self.name(path)})
+            elif name.lower().endswith(SURFACE_SUFFIXES):
+                found.surfaces.append({"path": self.name(path)})
             elif name.lower().endswith(".zip"):
                 if is_zip_file(path):
                     found.dicom.append({"path": self.name(path)})
@@ -150,6 +154,7 @@ class _Found:
 
     scans: list[dict[str, Any]] = field(default_factory=list)
     labels: list[dict[str, Any]] = field(default_factory=list)
+    surfaces: list[dict[str, Any]] = field(default_factory=list)
     dicom: list[dict[str, Any]] = field(default_factory=list)
     datasets: list[dict[str, Any]] = field(default_factory=list)
     models: list[dict[str, Any]] = field(default_factory=list)

@@ -10,7 +10,7 @@ async function answered(promise) {
   try {
     answer = await promise;
   } catch {
-    throw new Error("The server does not answer. Is tfmuscle gui still running? Jobs go on without it.");
+    throw new Error(`The server does not answer; jobs go on without it. Start it again with --port ${location.port}, open the address it prints in another tab, and go on here.`);
   }
   if (answer.ok) return answer;
   let text = `The server answered ${answer.status}.`;
@@ -25,7 +25,12 @@ export async function ask(path, fields) {
 }
 
 export async function fetchBytes(path, fields) {
-  return (await answered(fetch(address(path, fields), { cache: "no-store" }))).arrayBuffer();
+  const answer = await answered(fetch(address(path, fields), { cache: "no-store" }));
+  try {
+    return await answer.arrayBuffer();
+  } catch {
+    throw new Error("The file could not be read to its end: it is damaged, or the server has ended.");
+  }
 }
 
 export async function send(path, content) {

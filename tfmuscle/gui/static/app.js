@@ -9,7 +9,7 @@ import { View } from "./view.js";
 const at = (id) => document.getElementById(id);
 const open = { scan: null, labels: null, dirty: false, loading: 0 };
 const view = new View(onPlace, () => { open.dirty = true; });
-const files = new Files({ scan: openScan, labels: openLabels }, tellWrong);
+const files = new Files({ scan: openScan, labels: openLabels, surface: toggleSurface }, tellWrong);
 const jobs = new Jobs(at("jobs"), at("log"), onJobEnd, tellWrong);
 
 function tell(text, wrong = false) {
@@ -43,16 +43,20 @@ function openScan(path, series = null) {
     const about = await ask("/api/scan", { path, series });
     const bytes = await fetchBytes("/api/scan.nii", { path, series });
     if (turn !== open.loading) return; // another one was chosen meanwhile
-    await view.openScan(bytes, path.endsWith(".nii.gz") && !series ? "scan.nii.gz" : "scan.nii");
+    const isSlow = view.isSlowIn3d(about.shape) && at("layout").value === "all";
+    if (isSlow) setLayout("planes");
+    await view.openScan(bytes);
     Object.assign(open, { scan: { path, series, ...about }, labels: null, dirty: false });
     files.scan = series ? `scan ${path} ${series}` : `scan ${path}`;
     files.labels = "";
+    files.surfaces.clear();
     files.mark();
     showAbout();
     showStructures([]);
     await showHip();
     const seconds = ((performance.now() - began) / 1000).toFixed(1);
-    tell(`${about.stem} is open (${seconds} s).`);
+    const hint = isSlow ? " Without a graphics card 3D is slow: choose it under View." : "";
+    tell(`${about.stem} is open (${seconds} s).${hint}`);
     document.body.dataset.scan = about.stem;
   });
 }
@@ -68,7 +72,7 @@ function openLabels(path) {
     const bytes = await fetchBytes("/api/labels.nii", fields);
     if (turn !== open.loading) return;
     view.hidden.clear();
-    await view.openLabels(bytes, table.structures);
+    view.openLabels(bytes, table.structures);
     Object.assign(open, { labels: { path, version: table.version }, dirty: false });
     files.labels = `labels ${path}`;
     files.mark();
@@ -77,6 +81,39 @@ function openLabels(path) {
     tell(`${path}: ${table.structures.length} structures.`);
     document.body.dataset.labels = path;
   });
+}
+
+// A surface in the 3D view, in the colour of the structure it is named after.
+function toggleSurface(path) {
+  return tried(async () => {
+    if (!open.scan) throw new Error("Choose the scan first; the surface is shown over it.");
+    if (files.surfaces.delete(path)) {
+      view.closeSurface(path);
+      files.mark();
+      return;
+    }
+    tell(`Opening ${path}…`);
+    const { scan } = open;
+    const bytes = await fetchBytes("/api/surface.ply", { path });
+    if (open.scan !== scan) return;
+    const stem = path.split("/").pop().replace(/\.\w+$/, "").toLowerCase();
+    const colour = view.structures.find((one) => one.name === stem)?.colour || COLOURS[files.surfaces.size % COLOURS.length];
+    const { triangles, low, high } = await view.openSurface(path, bytes, colour);
+    files.surfaces.add(path);
+    files.mark();
+    const [first, last] = extent(scan);
+    const isOutside = low.some((one, axis) => one > last[axis] || high[axis] < first[axis]);
+    const size = high.map((one, axis) => (one - low[axis]).toFixed(0)).join(" × ");
+    const told = `${path}: ${triangles.toLocaleString("en")} triangles, ${size} mm.`;
+    tell(isOutside ? `${told} It lies outside the scan: of another patient, or not in mm?` : `${told} View: 3D shows it.`, isOutside);
+  });
+}
+
+// The lowest and highest coordinates of a scan's corners, RAS mm.
+function extent({ affine, shape }) {
+  const reach = affine.slice(0, 3).map((row) => shape.map((count, axis) => [-0.5 * row[axis], (count - 0.5) * row[axis]]));
+  const sum = (row, choose) => affine[row][3] + reach[row].reduce((total, ends) => total + choose(...ends), 0);
+  return [Math.min, Math.max].map((choose) => [0, 1, 2].map((row) => sum(row, choose)));
 }
 
 function showAbout() {
@@ -133,11 +170,17 @@ function addStructure(name) {
   view.setTool(view.tool, index);
 }
 
+function setLayout(name) {
+  at("layout").value = name;
+  view.setLayout(name);
+}
+
 function setTool(tool) {
   if (tool !== "look" && !view.hasLabels) {
     tell("Open labels, or add a structure, before drawing.", true);
     tool = "look";
   }
+  if (tool !== "look") at("correct").open = true; // its buttons belong to the tool, also when a key chose it
   view.setTool(tool);
   for (const radio of document.getElementsByName("tool")) radio.checked = radio.value === tool;
 }

@@ -2,11 +2,11 @@
 
 import { address, ask } from "./api.js";
 
-const LISTS = ["scans", "dicom", "labels", "models", "datasets", "reports"];
+const LISTS = ["scans", "dicom", "labels", "surfaces", "models", "datasets", "reports"];
 
 export class Files {
   constructor(actions, onError) {
-    Object.assign(this, { actions, onError, scan: "", labels: "", opened: new Map() });
+    Object.assign(this, { actions, onError, scan: "", labels: "", surfaces: new Set(), opened: new Map() });
   }
 
   async look() {
@@ -32,6 +32,10 @@ export class Files {
   item(list, item) {
     if (list === "scans") return node("li", this.button(item.path, "", () => this.actions.scan(item.path), `scan ${item.path}`));
     if (list === "labels") return node("li", this.button(item.path, "", () => this.actions.labels(item.path), `labels ${item.path}`));
+    if (list === "surfaces") {
+      const link = Object.assign(node("a", "download"), { href: address("/api/file", { path: item.path }) });
+      return node("li", this.button(item.path, "", () => this.actions.surface(item.path), `surface ${item.path}`), link);
+    }
     if (list === "dicom") return this.dicom(item.path);
     if (list === "reports") {
       const link = node("a", item.path);
@@ -88,7 +92,9 @@ export class Files {
 
   mark() {
     for (const one of document.querySelectorAll("nav [data-key]")) {
-      one.setAttribute("aria-current", String(one.dataset.key === this.scan || one.dataset.key === this.labels));
+      const { key } = one.dataset;
+      const isOpen = key === this.scan || key === this.labels || this.surfaces.has(key.replace(/^surface /, ""));
+      one.setAttribute("aria-current", String(isOpen));
     }
   }
 }

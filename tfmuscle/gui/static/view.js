@@ -1,14 +1,17 @@
 // The picture: one scan, and labels as NiiVue's drawing on it, so that what is seen is what the brush changes.
 
-const { Niivue, NVImage, DRAG_MODE, MULTIPLANAR_TYPE, SHOW_RENDER, SLICE_TYPE } = window.niivue;
-const LAYOUTS = { all: SLICE_TYPE.MULTIPLANAR, axial: SLICE_TYPE.AXIAL, coronal: SLICE_TYPE.CORONAL, sagittal: SLICE_TYPE.SAGITTAL, "3d": SLICE_TYPE.RENDER };
+const { Niivue, NVImage, NVMesh, DRAG_MODE, MULTIPLANAR_TYPE, SHOW_RENDER, SLICE_TYPE, cmapper } = window.niivue;
+const LAYOUTS = { all: SLICE_TYPE.MULTIPLANAR, planes: SLICE_TYPE.MULTIPLANAR, axial: SLICE_TYPE.AXIAL, coronal: SLICE_TYPE.CORONAL, sagittal: SLICE_TYPE.SAGITTAL, "3d": SLICE_TYPE.RENDER };
+const SOFTWARE = /swiftshader|llvmpipe|softpipe|software|basic render/i;
+const SLOW_IN_3D = 1 << 24; // voxels, where a processor draws instead of a graphics card
+const SEEN_THROUGH = 0.25; // share of a surface that is seen through the scan around it
 
 export class View {
   constructor(onPlace, onDrawn) {
     this.nv = new Niivue({
       isResizeCanvas: true, show3Dcrosshair: true, backColor: [0, 0, 0, 1], crosshairColor: [0.3, 0.76, 1, 0.8],
       multiplanarShowRender: SHOW_RENDER.ALWAYS, dragAndDropEnabled: false, loadingText: "", maxDrawUndoBitmaps: 32,
-      crosshairWidth: 0.6, isRadiologicalConvention: true, multiplanarLayout: MULTIPLANAR_TYPE.GRID,
+      crosshairWidth: 0.6, meshThicknessOn2D: 0, meshXRay: SEEN_THROUGH, isRadiologicalConvention: true, multiplanarLayout: MULTIPLANAR_TYPE.GRID,
       multiplanarEqualSize: true, viewModeHotKey: "", clipPlaneHotKey: "", cycleClipPlaneHotKey: "", isNearestInterpolation: false,
     });
     this.structures = [];
@@ -17,7 +20,7 @@ export class View {
     this.shown = true;
     this.tool = "look";
     this.pen = 1;
-    this.loading = 0;
+    this.surfaces = new Map();
     this.nv.onLocationChange = (place) => onPlace(place);
     this.nv.onDrawingChanged = (action) => { if (action === "draw" || action === "undo") onDrawn(); };
   }
@@ -30,23 +33,32 @@ export class View {
     });
     this.nv.setSliceType(SLICE_TYPE.MULTIPLANAR);
     this.nv.opts.isAlphaClipDark = true;
+    const renderer = this.nv.gl.getExtension("WEBGL_debug_renderer_info");
+    this.isSoftware = Boolean(renderer) && SOFTWARE.test(this.nv.gl.getParameter(renderer.UNMASKED_RENDERER_WEBGL));
   }
+
+  isSlowIn3d(shape) { return this.isSoftware && shape.reduce((product, count) => product * count) > SLOW_IN_3D; }
 
   get isOpen() { return this.nv.volumes.length > 0; }
 
-  async openScan(bytes, name) {
-    const image = await NVImage.loadFromUrl({ url: name, name, buffer: bytes });
+  async openScan(bytes) {
+    const image = await NVImage.loadFromUrl({ url: "scan.nii", name: "scan.nii", buffer: bytes });
     this.nv.setDrawingEnabled(false);
     this.nv.closeDrawing();
+    for (const key of [...this.surfaces.keys()]) this.closeSurface(key);
     for (const volume of [...this.nv.volumes]) this.nv.removeVolume(volume);
     this.nv.addVolume(image);
     this.setTool("look");
   }
 
-  async openLabels(bytes, structures) {
-    const image = await NVImage.loadFromUrl({ url: "labels.nii", name: "labels.nii", buffer: bytes });
+  // The bytes of a NIfTI file of indices, one byte a voxel, on the scan's own grid: no need to look for its brightness.
+  openLabels(bytes, structures) {
+    const header = new DataView(bytes);
+    const dims = [0, 1, 2, 3].map((axis) => header.getInt16(40 + 2 * axis, true));
+    const indices = new Uint8Array(bytes, header.getFloat32(108, true));
     this.setStructures(structures);
-    if (!this.nv.loadDrawing(image)) throw new Error("The labels do not fit on the scan.");
+    const { permRAS } = this.nv.volumes[0];
+    if (!this.nv.loadDrawing({ hdr: { dims }, img: indices, permRAS })) throw new Error("The labels do not fit on the scan.");
     this.nv.setDrawOpacity(this.shown ? this.opacity : 0);
     this.setTool(this.tool);
   }
@@ -66,11 +78,13 @@ export class View {
   setStructures(structures) {
     this.structures = structures;
     const colours = [[0, 0, 0], ...structures.map((one) => one.colour)];
-    this.nv.setDrawColormap({
+    this.nv.drawLut = cmapper.makeDrawLut({
       R: colours.map((one) => one[0]), G: colours.map((one) => one[1]), B: colours.map((one) => one[2]),
       A: colours.map((_, index) => (index && !this.hidden.has(index) ? 255 : 0)),
       I: colours.map((_, index) => index), labels: ["", ...structures.map((one) => one.name)],
     });
+    this.nv.refreshColormaps(); // and no more: the scan need not be prepared anew for other colours of labels
+    if (this.isOpen) this.nv.drawScene();
   }
 
   setTool(tool, pen = this.pen) {
@@ -96,12 +110,14 @@ export class View {
 
   onlyLabels(alone) { if (this.isOpen) this.nv.setOpacity(0, alone ? 0 : 1); }
 
-  setLayout(name) { this.nv.setSliceType(LAYOUTS[name]); }
+  setLayout(name) {
+    this.nv.opts.multiplanarShowRender = name === "planes" ? SHOW_RENDER.NEVER : SHOW_RENDER.ALWAYS;
+    this.nv.setSliceType(LAYOUTS[name]);
+  }
 
   toggleCrosshair() {
-    this.nv.opts.crosshairWidth = this.nv.opts.crosshairWidth ? 0 : 0.6;
-    this.nv.opts.show3Dcrosshair = this.nv.opts.crosshairWidth > 0;
-    this.nv.updateGLVolume();
+    this.nv.opts.show3Dcrosshair = this.nv.opts.crosshairWidth === 0;
+    this.nv.setCrosshairWidth(this.nv.opts.crosshairWidth ? 0 : 0.6);
   }
 
   move(x, y, z) { if (this.isOpen) this.nv.moveCrosshairInVox(x, y, z); }
@@ -132,6 +148,21 @@ export class View {
   }
 
   undo() { if (this.hasLabels) this.nv.drawUndo(); }
+
+  // A surface in RAS mm, which is where NiiVue has the scan, in the 3D view.
+  async openSurface(key, bytes, colour) {
+    const mesh = await NVMesh.readMesh(bytes, "surface.ply", this.nv.gl, 1, new Uint8Array([...colour, 255]));
+    this.closeSurface(key);
+    this.surfaces.set(key, mesh);
+    this.nv.addMesh(mesh);
+    return { triangles: mesh.tris.length / 3, low: [...mesh.extentsMin], high: [...mesh.extentsMax] };
+  }
+
+  closeSurface(key) {
+    const mesh = this.surfaces.get(key);
+    if (mesh) this.nv.removeMesh(mesh);
+    this.surfaces.delete(key);
+  }
 
   // The drawing as the bytes of a NIfTI file on the scan's own grid.
   async drawn() {
