@@ -335,6 +335,23 @@ def write_a_dicom_seg(tab, results, whole):
     assert found.get_volume(combine_segments=True).array.sum() == (ids(drawn) > 0).sum()
 
 
+@pytest.mark.parametrize("kind", [np.int16, np.uint8, np.float32])
+def test_a_processor_gives_the_colours_that_a_graphics_card_gives(visit, tmp_path, kind):
+    """Of a flipped and turned scan, by NiiVue's shaders and by the page's own table."""
+    array = make_phantom("thigh", seed=3, spacing=(8, 8, 24)).image.array
+    scaled = (array * 255 / array.max() - 20 * (kind != np.uint8)).astype(kind)
+    turned = np.array([[0, 0, -8.0, 40], [-8, 0, 0, 9], [0, 24, 0, -60], [0, 0, 0, 1]])
+    nib.save(nib.Nifti1Image(scaled, turned), tmp_path / "leg.nii.gz")
+    with page_of(tmp_path) as server:
+        tab = visit(server)
+        tab.click('[data-key="scan leg.nii.gz"]')
+        says(tab, "is open")
+        own = picture(tab)
+        tab.evaluate("() => { const { nv } = window.tfmuscle.view; nv.ownTexture = null; nv.updateGLVolume(); }")
+        difference = np.abs(own - picture(tab))
+        assert difference.max() <= 8 and (difference > 2).mean() < 1e-3 and own.max() > 200  # rays add up rounding
+
+
 def test_pages_of_one_folder_lose_nothing(visit, workspace, tmp_path):
     """Upload, reload, two pages at once, and a page left open while the server starts anew with another token."""
     folder = tmp_path / "folder"

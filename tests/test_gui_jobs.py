@@ -1,9 +1,13 @@
 """Jobs of the page: run as commands, cancelled, and known after the server has gone."""
 
+import contextlib
+import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
+import sys
 
 import pytest
 from gui_pages import page_of, until, write_leg
@@ -131,6 +135,45 @@ def test_a_job_outlives_its_server(tmp_path, code):
     after.cancel(job)
     until(lambda: state(after, job) == "cancelled" and state(after, queued) == "done")
     after.stop()
+
+
+def test_a_server_killed_in_the_middle_loses_nothing(tmp_path, code):
+    """Killed with a job that runs, one that waits, and an upload half sent."""
+    code(SLOW)
+    write_leg(tmp_path)
+    serve = "import sys; from tfmuscle.gui.app import serve; "
+    serve += "serve(sys.argv[1], port=None, browser=False, tell=lambda text: print(text, flush=True))"
+    words = [sys.executable, "-c", serve, str(tmp_path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+        home, _, token = server.stdout.readline().strip().partition("/?token=")
+        host, port = home.removeprefix("http://").split(":")
+        head = {"X-Tfmuscle-Token": token, "Origin": home}
+
+        def asks(method, path, body=None):
+            with contextlib.closing(http.client.HTTPConnection(host, int(port), timeout=20)) as connection:
+                connection.request(method, path, body=body, headers=head)
+                return json.loads(connection.getresponse().read())
+
+        form = json.dumps({"command": "surfaces", "labels": "labels/leg.nii.gz"})
+        running, waiting = (asks("POST", "/api/jobs", form)["id"] for _ in range(2))
+        until(lambda: "started" in asks("GET", f"/api/jobs/{running}/log")["log"])
+        with socket.create_connection((host, int(port))) as connection:
+            lines = [f"POST /api/uploads?name=half.nii HTTP/1.1\r\nHost: {host}:{port}", f"Content-Length: {1 << 20}"]
+            lines += [f"{name}: {value}" for name, value in head.items()]
+            connection.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + b"x" * 1000)
+            (part,) = until(lambda: list((tmp_path / ".tfmuscle" / "uploads").glob("*")))
+            server.kill()
+            server.wait()
+    code(QUICK)
+    with page_of(tmp_path) as page:
+        assert page.job(running)["state"] == "running" and page.job(waiting)["state"] == "queued"
+        assert page.get("/api/workspace")["scans"] == [{"path": "leg.nii.gz"}]  # no half upload
+        page.post(f"/api/jobs/{running}/cancel", {})
+        until(lambda: page.job(waiting)["state"] == "done")
+        assert page.job(running)["state"] == "cancelled" and part.exists()  # another server may be writing it
+    os.utime(part, (0, 0))
+    with page_of(tmp_path):
+        assert not part.exists()  # a day old
 
 
 def test_a_job_that_was_killed_is_lost_with_its_log(queue, code):

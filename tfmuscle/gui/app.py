@@ -10,6 +10,7 @@ import os
 import secrets
 import socket
 import threading
+import time
 import webbrowser
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ from tfmuscle.gui.volumes import Scan, Volumes
 from tfmuscle.gui.workspace import UPLOAD_SUFFIXES, Workspace
 
 STATIC = Path(__file__).parent / "static"
+_PART_SECONDS = 86_400
 _NO_STORE = {"cache-control": "no-store"}
 
 
@@ -53,6 +55,7 @@ def make_app(folder: str | Path, *, port: int, token: str) -> Guard:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         jobs.start()
+        _forget_parts(workspace)
         yield
         jobs.stop()
 
@@ -223,6 +226,13 @@ async def _received(request: Request, workspace: Workspace, suffix: str = ".part
         path.unlink(missing_ok=True)
         raise
     return path
+
+
+def _forget_parts(workspace: Workspace) -> None:
+    """Removes what killed servers left of requests; a day old, because another server may be writing its own."""
+    for part in (workspace.hidden / "uploads").glob("*"):
+        if time.time() - part.stat().st_mtime > _PART_SECONDS:
+            part.unlink(missing_ok=True)
 
 
 def _parsed(body: bytes) -> dict[str, Any]:

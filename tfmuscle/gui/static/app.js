@@ -349,4 +349,5 @@ async function start() {
   document.body.dataset.ready = "yes";
 }
 
+window.tfmuscle = { view }; // for the browser's console
 tried(start);

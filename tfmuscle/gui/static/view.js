@@ -1,10 +1,18 @@
 // The picture: one scan, and labels as NiiVue's drawing on it, so that what is seen is what the brush changes.
 
+import { ownTexture, sampledRange } from "./colours.js";
+
 const { Niivue, NVImage, NVMesh, DRAG_MODE, MULTIPLANAR_TYPE, SHOW_RENDER, SLICE_TYPE, cmapper } = window.niivue;
 const LAYOUTS = { all: SLICE_TYPE.MULTIPLANAR, planes: SLICE_TYPE.MULTIPLANAR, axial: SLICE_TYPE.AXIAL, coronal: SLICE_TYPE.CORONAL, sagittal: SLICE_TYPE.SAGITTAL, "3d": SLICE_TYPE.RENDER };
 const SOFTWARE = /swiftshader|llvmpipe|softpipe|software|basic render/i;
 const SLOW_IN_3D = 1 << 24; // voxels, where a processor draws instead of a graphics card
+const LARGE = 1 << 23; // voxels, of which a sample tells the brightness
 const SEEN_THROUGH = 0.25; // share of a surface that is seen through the scan around it
+
+const calMinMax = NVImage.prototype.calMinMax;
+NVImage.prototype.calMinMax = function (...given) {
+  return this.img.length > LARGE ? sampledRange(this) : calMinMax.apply(this, given);
+};
 
 export class View {
   constructor(onPlace, onDrawn) {
@@ -35,6 +43,7 @@ export class View {
     this.nv.opts.isAlphaClipDark = true;
     const renderer = this.nv.gl.getExtension("WEBGL_debug_renderer_info");
     this.isSoftware = Boolean(renderer) && SOFTWARE.test(this.nv.gl.getParameter(renderer.UNMASKED_RENDERER_WEBGL));
+    if (this.isSoftware) this.nv.ownTexture = (volume) => ownTexture(this.nv, volume);
   }
 
   isSlowIn3d(shape) { return this.isSoftware && shape.reduce((product, count) => product * count) > SLOW_IN_3D; }
