@@ -1,5 +1,7 @@
 """Stretches and ways by hand; masks that follow known motion; what an interruption keeps; findings by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -293,6 +295,10 @@ def test_findings_by_hand(tmp_path):
     assert volume_range(found, [2, 6])[0] == pytest.approx([16, max(0, 16 - half), 16 + half])
 
 
+def max_of_opinions(found):
+    return np.nanmax([np.abs(areas - found.areas["labels"]) for areas in found.areas.values()], axis=0)[0].sum()
+
+
 def test_methods_that_fill_are_judged_with_a_drawn_slice_left_out(tmp_path):
     drawn = np.zeros((13, 20, 20), np.uint8)
     for index, edge in ((0, 4), (4, 8), (8, 4), (12, 8)):
@@ -306,6 +312,13 @@ def test_methods_that_fill_are_judged_with_a_drawn_slice_left_out(tmp_path):
     assert own[0].arrived == 16 and own[0].dice == pytest.approx(2 * 16 / 80)
     assert all(np.isnan(one.dice) for one in found.drift if one.key == 2)
     assert set(found.areas) == {"labels", "forward", "backward"} and not np.isnan(found.differing[0]).any()
+    # 16 of 64 arrived at slice 4 and 64 of 16 at slice 8: as much as is drawn, so nothing is too large or too small.
+    total, low, high = volume_range(found, [0, 4, 8, 12])[0]
+    apart = max_of_opinions(found)
+    assert (total - low, high - total) == pytest.approx((apart, apart))
+    lopsided = dataclasses.replace(found, drift=tuple(one for one in found.drift if one.index == 4))
+    # 3 / 4 of the area is lacking 4 slices away; the slices between lie 1, 2 and 1 from a drawn one: 1 / 3 of that.
+    assert volume_range(lopsided, [0, 4, 8, 12])[0, 2] == pytest.approx(total * (1 + 0.75 / 3) + apart)
 
 
 def test_nothing_arrives_when_one_slice_is_drawn(tmp_path):

@@ -11,10 +11,11 @@ drawn slice, times what one slice of the way cost where something arrived at a d
 
 *Interval of a volume*: on every slice the largest difference in area between an opinion and the final labels, or the
 area foreseen to be in dispute; their sum over the slices, and the share by which all that arrived at drawn slices is
-larger or smaller than what is drawn there (a network that always draws too small agrees with itself), taken off the
-volume and added to it. It is a range of opinions and no confidence interval: no probability belongs to it, and all
-slices are taken to be wrong in one direction. What it cannot know is where a structure ends beyond the outermost drawn
-slices. How often it held the truth, of sweeps it was not chosen on, stands in benchmarks/propagation.md.
+larger or smaller than what is drawn there (a network that always draws too small agrees with itself; of what was left
+out, the part that belongs to the distance of a usual slice), taken off the volume and added to it. It is a range of
+opinions and no confidence interval: no probability belongs to it, and all slices are taken to be wrong in one
+direction. What it cannot know is where a structure ends beyond the outermost drawn slices. How often it held the truth,
+of sweeps it was not chosen on, stands in benchmarks/propagation.md.
 """
 
 from collections.abc import Callable, Sequence
@@ -130,7 +131,7 @@ def disputed(findings: Findings, drawn: Sequence[int]) -> np.ndarray:
         drawn: all drawn slices.
     """
     found = findings.differing.copy()
-    distance = np.abs(np.arange(found.shape[1])[:, np.newaxis] - np.array(sorted(drawn))).min(axis=1)
+    distance = _distances(findings, drawn)
     rates = {
         key: [(1 - one.dice) / one.distance for one in findings.drift if one.key == key and np.isfinite(one.dice)]
         for key in findings.keys
@@ -149,15 +150,27 @@ def volume_range(findings: Findings, drawn: Sequence[int]) -> np.ndarray:
     apart = np.nanmax([np.abs(areas - labels) for areas in findings.areas.values()], axis=0)
     doubt = np.where(np.isnan(findings.differing), disputed(findings, drawn), apart).sum(axis=1)
     total = labels.sum(axis=1)
-    doubt += total * [_bias(findings.drift, key) for key in findings.keys]
+    doubt += total * [_bias(findings, key, drawn) for key in findings.keys]
     return np.stack([total, np.maximum(0, total - doubt), total + doubt], axis=1)
 
 
-def _bias(drift: Sequence[Drift], key: int) -> float:
-    """Returns by which share of the larger one the areas that arrived of a structure differ from those drawn."""
-    arrived = sum(one.arrived for one in drift if one.key == key)
-    drawn = sum(one.drawn for one in drift if one.key == key)
-    return abs(arrived - drawn) / max(arrived, drawn, 1)
+def _bias(findings: Findings, key: int, drawn: Sequence[int]) -> float:
+    """Returns by which share of the larger one the areas that arrived of a structure differ from those drawn.
+
+    A slice that was left out lies further from the drawn ones than those that are filled; its error is taken to grow
+    with the distance. What a method carries has arrived as any slice does, and a network errs from its first window on.
+    """
+    own = [one for one in findings.drift if one.key == key]
+    arrived, there = sum(one.arrived for one in own), sum(one.drawn for one in own)
+    share = abs(arrived - there) / max(arrived, there, 1)
+    far = [one.distance for one in own if one.way == LEFT_OUT]
+    distance = _distances(findings, drawn)
+    return share * float(np.minimum(1, distance[distance > 0] / np.mean(far)).mean()) if far else share
+
+
+def _distances(findings: Findings, drawn: Sequence[int]) -> np.ndarray:
+    """Returns how many slices each one is from the nearest drawn one."""
+    return np.abs(np.arange(findings.differing.shape[1])[:, np.newaxis] - np.array(sorted(drawn))).min(axis=1)
 
 
 def opinions_of(job: Job, drawn: Sequence[int], stretch: Stretch) -> dict[str, np.ndarray]:
