@@ -72,6 +72,7 @@ def test_each_slice_becomes_a_subject_whose_other_slices_are_unknown(source, tmp
         slices_dataset(source, tmp_path / "data", alone=True)
 
 
+@pytest.mark.parametrize("source", ["axial, slices first", "coronal"], indirect=True)
 def test_few_slices_label_the_whole_scan(source, tmp_path):
     config = plan_training(TINY, recipe={}, preset="mehrabi_latent", scale="laptop")
     said = []
