@@ -7,8 +7,8 @@ A phantom of both legs, brought to 512 x 512 x 400 voxels (int16, 70 structures)
 
 Times are the user's: from the click until the picture is drawn and the page says so; `_cpu_s` is what server and
 browser worked for it. Frames: the crosshair is moved by keys, each after the picture of the one before is there; with
-3D a single one, for that takes seconds without a graphics card. Memory: the peak of the server's process, and the sum of
-what Chromium's processes hold for themselves (USS) when all is open.
+3D a single one, for that takes seconds without a graphics card. Memory: the peak of the server's process, and the sum
+of what Chromium's processes hold for themselves (USS) when all is open.
 """
 
 import argparse

@@ -13,7 +13,7 @@ from tfmuscle.errors import DataError
 from tfmuscle.io import read_label_image
 from tfmuscle.subjects import check_subject, read_dataset
 from tfmuscle.workflows.adding import add_case
-from tfmuscle.workflows.slices import SliceLabels
+from tfmuscle.workflows.slice_labels import SliceLabels
 
 
 @pytest.fixture

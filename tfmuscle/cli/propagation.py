@@ -54,7 +54,7 @@ def propagate_command(scan: Path, labels: Path, out: Path, **options: Any) -> No
     """Label all slices of a scan of which a few are drawn; no training is needed."""
     with quiet_start():
         from tfmuscle.workflows.propagating import Propagating, propagate
-        from tfmuscle.workflows.slices import SliceLabels
+        from tfmuscle.workflows.slice_labels import SliceLabels
 
     listed = checked(numbers, options.pop("listed"))
     source = SliceLabels(scan, labels, options.pop("names"), options.pop("axis"), listed)

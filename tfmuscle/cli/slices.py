@@ -178,7 +178,7 @@ def stack_settings(stack: int | None) -> dict[str, Any]:
 
 
 def _source(scan: Path, options: dict[str, Any]) -> Any:
-    from tfmuscle.workflows.slices import SliceLabels
+    from tfmuscle.workflows.slice_labels import SliceLabels
 
     listed = options["listed"]
     return SliceLabels(scan, options["labels"], options["names"], options["axis"], checked(numbers, listed))

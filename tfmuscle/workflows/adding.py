@@ -30,7 +30,7 @@ from tfmuscle.labels import LabelMap
 from tfmuscle.subjects import Subject
 from tfmuscle.volume import Volume
 from tfmuscle.workflows.pairing import is_plain
-from tfmuscle.workflows.slices import SliceLabels, one_scan, read_slice_labels
+from tfmuscle.workflows.slice_labels import SliceLabels, one_scan, read_slice_labels
 
 MADE_BY = "tfmuscle add-case"
 ENDING = ".nii.gz"

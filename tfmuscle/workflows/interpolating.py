@@ -16,7 +16,7 @@ from tfmuscle.interpolation import interpolate_slices
 from tfmuscle.io import case_id, check_suffix, write_volume
 from tfmuscle.labelled_slices import LabelledSlices, find_slices
 from tfmuscle.workflows.building import Progress
-from tfmuscle.workflows.slices import read_slice_labels
+from tfmuscle.workflows.slice_labels import read_slice_labels
 
 _MADE_BY = "tfmuscle interpolate"
 

@@ -45,7 +45,7 @@ from tfmuscle.volume import Volume
 from tfmuscle.workflows.building import Progress
 from tfmuscle.workflows.corrections import Place, take_corrections
 from tfmuscle.workflows.propagation_report import Report, Told, write_report
-from tfmuscle.workflows.slices import SliceLabels, one_scan, read_slice_labels
+from tfmuscle.workflows.slice_labels import SliceLabels, one_scan, read_slice_labels
 
 DEFAULT = METHODS[0]
 NETWORK = "network"

@@ -26,19 +26,19 @@ from tfmuscle.config import TrainConfig
 from tfmuscle.errors import DataError
 from tfmuscle.files import atomic_path, read_json, write_json
 from tfmuscle.folds import assign_folds
-from tfmuscle.io import case_id, read_label_image, write_volume
-from tfmuscle.io.label_tables import names_of, read_label_table
+from tfmuscle.io import read_label_image, write_volume
 from tfmuscle.labelled_slices import LabelledSlices, find_slices, free_id, only
-from tfmuscle.labels import LabelMap, distinct
+from tfmuscle.labels import LabelMap
 from tfmuscle.metrics import METRICS
 from tfmuscle.presets import get_preset
-from tfmuscle.subjects import read_dataset, read_scans
+from tfmuscle.subjects import read_dataset
 from tfmuscle.volume import Volume
 from tfmuscle.workflows.building import Progress, build_records
 from tfmuscle.workflows.data import plan_spec
 from tfmuscle.workflows.evaluating import evaluate
 from tfmuscle.workflows.learning import fit
 from tfmuscle.workflows.predicting import PredictOptions, predict
+from tfmuscle.workflows.slice_labels import SliceLabels, one_scan, read_slice_labels
 
 TRAINING_SUFFIX = "_training_slices"
 ORIENTATIONS = {"SI": "SPL", "AP": "PSL", "RL": "LSP"}
@@ -46,25 +46,6 @@ ORIENTATIONS = {"SI": "SPL", "AP": "PSL", "RL": "LSP"}
 LARGEST_EDGE, MULTIPLE = 256, 32
 """A sample has at most so many pixels along an edge, in multiples that networks can halve."""
 _METRICS = ("dice_2d_mean", "dice", "iou")
-
-
-@dataclass(frozen=True)
-class SliceLabels:
-    """A few labels of one scan: where they come from, and what is known of them.
-
-    Attributes:
-        scan: image file or DICOM folder.
-        labels: label image on the scan's grid.
-        names: table of names; the one beside the labels by default.
-        axis: of the label array, along which slices follow each other; found by default.
-        listed: labelled slices, where the structure is absent from some of them.
-    """
-
-    scan: Path
-    labels: Path
-    names: Path | None = None
-    axis: int | None = None
-    listed: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -144,36 +125,6 @@ def slices_dataset(source: SliceLabels, out: str | Path, *, alone: bool) -> Labe
         about |= {"file_ending": ".nii.gz", "numTraining": len(entries), "dataset": entries, "slices": note}
         write_json(folder / "dataset.json", about)
     return slices
-
-
-def one_scan(path: Path) -> Any:
-    """Returns the one scan at `path` as a subject.
-
-    Raises:
-        DataError: it holds none or several.
-    """
-    subjects = read_scans(path, ("image",))
-    if len(subjects) != 1:
-        raise DataError(f"{path}: holds {len(subjects)} scans; give the one whose slices are labelled")
-    return subjects[0]
-
-
-def read_slice_labels(path: Path, names: Path | None) -> tuple[Volume, LabelMap]:
-    """Returns labels of a few slices, and their names: of the table given, the one beside them, or their file.
-
-    Raises:
-        DataError: the labels cannot be read, or an id has no name.
-    """
-    labels = read_label_image(path)
-    label_map = read_label_table(names) if names else names_of(path)
-    ids = distinct(labels.array)
-    found = [key for key in map(int, ids) if key]
-    if label_map is None:
-        own = case_id(path)
-        label_map = LabelMap({key: own if len(found) == 1 else f"label_{key}" for key in found})
-    if unknown := label_map.unknown_ids(ids):
-        raise DataError(f"{path}: ids {list(unknown)} have no name; give a table that names them (--names)")
-    return labels, label_map
 
 
 def _groups(name: str, slices: LabelledSlices, *, alone: bool) -> dict[str, tuple[int, ...]]:

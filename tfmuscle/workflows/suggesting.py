@@ -37,7 +37,7 @@ from tfmuscle.tables import csv_text
 from tfmuscle.volume import Volume
 from tfmuscle.workflows.building import Progress
 from tfmuscle.workflows.predicting import PREDICTIONS_FILE, PredictOptions, PredictResult, predict
-from tfmuscle.workflows.slices import SliceLabels, one_scan, read_slice_labels
+from tfmuscle.workflows.slice_labels import SliceLabels, one_scan, read_slice_labels
 
 INTERPOLATION = "interpolation"
 _ABOUT = "suggest.json"
