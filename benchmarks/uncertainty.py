@@ -1,13 +1,15 @@
 """How well uncertainty finds the worst cases: folds as members, one network in its mirrors, and what needs no network.
 
-    python benchmarks/uncertainty.py train --data FOLDER/hippocampus -o OUT    # records and five networks
+    python benchmarks/uncertainty.py train --data FOLDER/hippocampus -o OUT    # records and seven networks
     python benchmarks/uncertainty.py measure --data FOLDER/hippocampus -o OUT  # calibrates, labels 150 scans twice
     python benchmarks/uncertainty.py table -o OUT                              # figures of what `measure` wrote
 
 150 of 200 persons are the test set and were seen by no training, epoch or calibration. The other 50 are five folds of
-ten: network k leaves out fold k, chooses its epoch by fold k + 1 and is trained on the other thirty. Of a calibration
-scan two networks speak, of a test scan all five. The rival is network 0 alone, whose members are its mirrors,
-calibrated by the twenty scans that it was not trained on.
+ten: network k leaves out fold k, chooses its epoch by fold k + 1 and is trained on the other thirty. Members are
+
+* folds: these five. Of a calibration scan two of them speak, of a test scan all.
+* seeds: network 3 and two more with its split and another seed. All three speak of twenty calibration scans.
+* mirrors: network 0 alone in its eight mirrors; twenty calibration scans.
 
 Every test scan is labelled as it is, and once more with one of six kinds of damage (`DAMAGE`, 25 scans each). A *case*
 is a structure of a scan. The worst tenth of cases is taken within each structure, so that no structure is all of it.
@@ -46,6 +48,9 @@ TRAINING = {
     "epochs": 20,
     "batch_size": 2,
 }
+SHARED, SEEDS = 3, (10, 11)
+"""Network of the cross-validation whose split two more networks share, and their seeds."""
+MEMBERS = ("folds", "seeds", "mirrors")
 RESAMPLED = 1000
 """Draws of persons for an interval of the area under the curve."""
 
@@ -59,6 +64,10 @@ def train(chosen: argparse.Namespace) -> None:
         settings = TRAINING | {"fold": (fold + 1) % FOLDS, "left_out": fold, "seed": fold}
         config = plan_training(settings, recipe={}, preset="hippocampus", scale="laptop")
         fit(chosen.out / "records", chosen.out / f"cv/fold_{fold}/run", config, resume=True)
+    for seed in SEEDS:
+        settings = TRAINING | {"fold": (SHARED + 1) % FOLDS, "left_out": SHARED, "seed": seed}
+        config = plan_training(settings, recipe={}, preset="hippocampus", scale="laptop")
+        fit(chosen.out / "records", chosen.out / f"seeds/{seed}/run", config, resume=True)
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------
@@ -114,35 +123,37 @@ DAMAGE: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
 
 
 def measure(chosen: argparse.Namespace) -> None:
-    """Calibrates both, labels the test scans and writes one row a case."""
-    started = time.process_time()
-    ensemble, single = chosen.out / "cv", chosen.out / "cv/fold_0/run"
-    options = PredictOptions(uncertainty=True)
-    networks = {}
-    for name, path in (("folds", ensemble), ("mirrors", single)):
-        result = calibrate(path, chosen.data, mirror=name == "mirrors")
-        networks[name] = Network.opened([path], options)
-        print(name, len(result.scans), "scans", result.calibration.temperature, result.calibration.ece, flush=True)
-    print(f"calibrated: {time.process_time() - started:.0f} s of processor", flush=True)
+    """Has every kind of members calibrated, labels the test scans by them and writes one row a case."""
+    seeds = [chosen.out / f"seeds/{seed}/run" for seed in SEEDS]
+    paths = {"folds": [chosen.out / "cv"], "seeds": [chosen.out / f"cv/fold_{SHARED}/run", *seeds]}
+    paths |= {"mirrors": [chosen.out / "cv/fold_0/run"]}
+    for name in chosen.members:
+        measure_members(chosen, name, paths[name])
+
+
+def measure_members(chosen: argparse.Namespace, name: str, paths: list[Path]) -> None:
+    started, mirror = time.process_time(), name == "mirrors"
+    result = calibrate(paths, chosen.data, mirror=mirror)
+    network = Network.opened(paths, PredictOptions(uncertainty=True))
+    seconds = f"{time.process_time() - started:.0f} s of processor"
+    print(name, len(result.scans), result.calibration.temperature, result.calibration.ece, seconds, flush=True)
     dataset = {subject.subject_id: subject for subject in read_dataset(chosen.data).subjects}
-    split = read_json(single / "split.json")
+    split = read_json(network.folder / "split.json")
     people = reference_measures([dataset[key] for part in ("train", "validation", "left_out") for key in split[part]])
     rows, voxels = [], []
     for number, key in enumerate(sorted(split["test"])):
-        label_map = networks["folds"].runs[0].spec.label_map
+        label_map = network.runs[0].spec.label_map
         image, truth = dataset[key].read(label_map)
         damage = list(DAMAGE)[number % len(DAMAGE)]
         damaged = image.with_array(DAMAGE[damage](image.array, np.random.default_rng(number)))
         for kind, scan in (("none", image), (damage, damaged)):
-            for name, network in networks.items():
-                cases, confidence = judged(network, scan, truth, key, mirror=name == "mirrors", people=people)
-                rows += [{"subject": key, "damage": kind, "members": name} | case for case in cases]
-                voxels.append({"damage": kind, "members": name} | confidence)
-        if number % 10 == 9:
-            print(f"{number + 1} scans, {time.process_time() - started:.0f} s of processor", flush=True)
-            write_rows(chosen.out / "cases.csv", rows)
-    write_rows(chosen.out / "cases.csv", rows)
-    write_json(chosen.out / "voxels.json", {"scans": voxels, "processor_seconds": time.process_time() - started})
+            cases, confidence = judged(network, scan, truth, key, mirror=mirror, people=people)
+            rows += [{"subject": key, "damage": kind, "members": name} | case for case in cases]
+            voxels.append({"damage": kind, "members": name} | confidence)
+    write_rows(chosen.out / f"cases_{name}.csv", rows)
+    seconds = time.process_time() - started
+    write_json(chosen.out / f"voxels_{name}.json", {"scans": voxels, "processor_seconds": seconds})
+    print(name, f"{seconds:.0f} s of processor", flush=True)
 
 
 def judged(
@@ -211,9 +222,11 @@ def write_rows(path: Path, rows: list[dict[str, object]]) -> None:
 
 def table(chosen: argparse.Namespace) -> None:
     """Prints all tables as Markdown."""
-    with open(chosen.out / "cases.csv", newline="") as file:
-        rows = [{key: number(value) for key, value in row.items()} for row in csv.DictReader(file)]
-    scans = read_json(chosen.out / "voxels.json")["scans"]
+    rows, scans = [], []
+    for name in MEMBERS:
+        with open(chosen.out / f"cases_{name}.csv", newline="") as file:
+            rows += [{key: number(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        scans += read_json(chosen.out / f"voxels_{name}.json")["scans"]
     structures = sorted({row["structure"] for row in rows})
     clean = {name: [row for row in rows if row["damage"] == "none" and row["members"] == name] for name in MEMBERS}
     limits = {
@@ -231,13 +244,11 @@ def table(chosen: argparse.Namespace) -> None:
     print_finding(
         {name: [row for row in rows if row["damage"] != "none" and row["members"] == name] for name in MEMBERS}
     )
-    print("\nBy damage, folds\n")
-    print_damage([row for row in rows if row["members"] == "folds"])
+    for name in MEMBERS:
+        print(f"\nBy damage, {name}\n")
+        print_damage([row for row in rows if row["members"] == name])
     print("\nVoxels\n")
     print_voxels(scans)
-
-
-MEMBERS = ("folds", "mirrors")
 
 
 def number(text: str) -> object:
@@ -258,13 +269,15 @@ def print_dice(clean: dict[str, list[dict]], structures: list[str], limits: dict
 
 def print_finding(parts: dict[str, list[dict]]) -> None:
     """Prints how well each score finds bad cases and tells the Dice."""
-    head = "score | AUROC (95 %) | flagged % | recall | precision | Spearman | mean error | in interval % | its width"
-    print(f"| {head} |\n|{'---|' * 9}")
+    head = "score | AUROC (95 %) | bad in lowest tenth | flagged % | recall | precision | Spearman | mean error"
+    print(f"| {head} | in interval % | its width |\n|{'---|' * 10}")
     ways = [
         ("folds, agreement", "folds", "expected", "agreement", "flagged"),
+        ("seeds, agreement", "seeds", "expected", "agreement", "flagged"),
+        ("mirrors, agreement", "mirrors", "expected", "agreement", "flagged"),
         ("folds, soft Dice", "folds", None, "soft_dice", None),
-        ("mirrors of one network, agreement", "mirrors", "expected", "agreement", "flagged"),
-        ("mirrors of one network, soft Dice", "mirrors", None, "soft_dice", None),
+        ("seeds, soft Dice", "seeds", None, "soft_dice", None),
+        ("mirrors, soft Dice", "mirrors", None, "soft_dice", None),
         ("far from other people (of folds)", "folds", None, "z", "unusual"),
     ]
     for title, members, expected, score, flag in ways:
@@ -273,6 +286,7 @@ def print_finding(parts: dict[str, list[dict]]) -> None:
         value = np.array([row[score] if row[score] is not None else 0.0 for row in own], float)
         value = np.nan_to_num(-value if score == "z" else value)
         cells = [title, area_with_interval(bad, value, [row["subject"] for row in own])]
+        cells.append(f"{bad[lowest_tenth(value, own)].mean():.2f}")
         if flag is None:
             cells += ["", "", ""]
         else:
@@ -290,7 +304,17 @@ def print_finding(parts: dict[str, list[dict]]) -> None:
             cells += [f"{error:.3f}", f"{100 * held:.0f}", f"{width:.2f}"]
         print("| " + " | ".join(cells) + " |")
     share = np.mean([row["bad"] for row in parts["folds"]])
-    print(f"| chance | 0.50 | | | {share:.2f} | 0 | | | |")
+    print(f"| chance | 0.50 | {share:.2f} | | | {share:.2f} | 0 | | | |")
+
+
+def lowest_tenth(value: np.ndarray, rows: list[dict]) -> np.ndarray:
+    """Returns the places of the lowest tenth of each structure: what is looked at first in a batch."""
+    structures = np.array([row["structure"] for row in rows])
+    chosen = []
+    for one in np.unique(structures):
+        places = np.flatnonzero(structures == one)
+        chosen += places[np.argsort(value[places], kind="stable")[: len(places) // 10]].tolist()
+    return np.array(chosen)
 
 
 def area(bad: np.ndarray, value: np.ndarray) -> float:
@@ -350,6 +374,7 @@ def main() -> None:
         command = commands.add_parser(function.__name__)
         command.add_argument("-o", "--out", type=Path, required=True)
         command.add_argument("--data", type=Path)
+        command.add_argument("--members", nargs="+", choices=MEMBERS, default=MEMBERS)
         command.set_defaults(function=function)
     chosen = parser.parse_args()
     chosen.function(chosen)

@@ -231,7 +231,7 @@ def test_measure_takes_up_what_was_expected(calibrated, folds, tmp_path):
     rows = read_rows(tmp_path / "out/uncertainty/odd.json")
     assert [flag["structure"] for flag in flags] == ["muscle", "bone"]
     assert flags[0]["slices"] == rows[0]["slices"] and flags[0]["axis"] == 2
-    assert flags[0]["what"].startswith(f"a Dice of {rows[0]['expected_dice']:.2f} is expected (")
+    assert f"; Dice {rows[0]['expected_dice']:.2f} expected (" in flags[0]["what"]
     assert before.rows[0]["expected_dice"] == rows[0]["expected_dice"]
     header = (tmp_path / "report/structures.csv").read_text().splitlines()[0]
     assert header.endswith("expected_dice,dice_low,dice_high")

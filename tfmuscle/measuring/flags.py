@@ -8,7 +8,7 @@ here. Kinds, the gravest first:
   rule can tell.
 * "missing": the table of names has it, the labels do not.
 * "disagreement": another labelling differs (Dice below 0.8).
-* "uncertain": the networks that made the labels expect a Dice below that of nine in ten labelled scans.
+* "uncertain": the networks that made the labels agree less than on nine in ten labelled scans.
 * "population": size or shape are far from other people's.
 * "pieces": more than 0.5 % of the volume is not in the largest piece.
 * "cut": it touches the edge of the scan, or voxels that nobody labelled: its size is that of a part.
@@ -141,8 +141,10 @@ def _uncertain(worth: Iterable[Mapping[str, Any]]) -> list[Flag]:
     flags = []
     for row in (row for row in worth if row["look_here"]):
         range_of = f"{row['dice_low']:.2f} to {row['dice_high']:.2f}"
-        what = f"a Dice of {row['expected_dice']:.2f} is expected ({range_of}), less than of nine in ten labelled scans"
-        flags.append(Flag(row["structure"], "uncertain", what, tuple(row["slices"]), row["slice_axis"]))
+        what = f"networks agree less than on nine in ten labelled scans; Dice {row['expected_dice']:.2f} expected"
+        flags.append(
+            Flag(row["structure"], "uncertain", f"{what} ({range_of})", tuple(row["slices"]), row["slice_axis"])
+        )
     return flags
 
 

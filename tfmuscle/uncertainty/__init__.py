@@ -9,14 +9,16 @@ trained with, or, where it has none, slightly changed copies of the scan. Labels
 * **Agreement** of a structure: the mean Dice of all pairs of members (`agreement`; Roy et al., NeuroImage 195, 2019,
   "structure-wise uncertainty"). Of many scores that were compared on five datasets it found failed scans best (Zenk et
   al., Medical Image Analysis 101, 2025). Its mean does not depend on how many members there are, so that it may be
-  calibrated with two of them and used with five.
+  calibrated with two of them and used with five; its spread does.
 * **Expected Dice**: what agreement meant on labelled scans: a rising curve, and around it an interval that held nine of
   ten of them (`curve`).
-* **Flag**: the expected Dice is lower than that of nine in ten labelled scans.
+* **Flag**: members agree less than on nine in ten labelled scans.
 
 The labelled scans (`calibration`) must be ones that the members were not trained on: those a run left out or validated
 on. Of the members of a cross-validation only those speak of a scan that had not seen it. That is two of them, whose
-mean is worse than that of all: what is promised then is rather too low than too high. The test set stays out of it.
+mean is worse than that of all, and whose agreement varies more: what is promised is then rather too low, and the flag
+rarer than a tenth. Members that share what they left out all speak (benchmarks/uncertainty.md has both). The test set
+stays out of it.
 
 What it cannot do: members that were trained alike are wrong alike, and scans unlike those it was calibrated on (another
 scanner, an implant) may be worse than it says; benchmarks/uncertainty.md shows both.

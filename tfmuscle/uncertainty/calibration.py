@@ -113,7 +113,7 @@ class Calibration:
         if len(self.members) > 1 and self.speaking < len(self.members):
             notes.append(
                 f"calibrated with {self.speaking:.2g} of {len(self.members)} networks a scan, those that had not seen"
-                " it; all together may be better than expected"
+                " it; all together may be better than expected, and fewer than a tenth be flagged"
             )
         return tuple(notes)
 
