@@ -189,6 +189,20 @@ def test_the_flag_names_the_lowest_tenth_of_the_scans_it_was_learnt_from():
     assert sum(curve.is_low(score) for score in scores) == 20
 
 
+def test_members_that_always_agree_less_are_not_flagged_for_that():
+    # Two pairs of members, one of which agrees 0.3 less on every scan: the flag names the lowest tenth of both, by
+    # scores about 0.15 above and below. Without groups it would name scans of the second pair alone.
+    scores, dices, persons = points(200)
+    pairs = ["one", "other"] * 100
+    shifted = scores - 0.3 * np.array([pair == "other" for pair in pairs])
+    level = fit_curve(shifted, dices, persons, pairs).level
+    middle = np.array([scores[0::2].mean(), scores[1::2].mean()])
+    judge = np.sort(np.concatenate([scores[0::2] - middle[0], scores[1::2] - middle[1]]))[20] + shifted.mean()
+    assert level == pytest.approx(judge) and level > fit_curve(shifted, dices, persons).level + 0.05
+    alone = fit_curve(shifted, dices, persons, persons)  # one scan each tells nothing of a group
+    assert alone.level == fit_curve(shifted, dices, persons).level
+
+
 def test_too_few_points_promise_nothing():
     scores, dices, persons = points(20)
     assert fit_curve(scores[:19], dices[:19], persons[:19]) is None and fit_curve(scores, dices, persons) is not None
@@ -209,7 +223,7 @@ def scans(count, structures=("soleus", "tibia"), seed=4):
         scores = {name: float(generator.uniform(0.4, 1)) for name in structures}
         said = scipy.special.softmax(2 * logits, axis=1)
         dices = {name: 0.95 * score for name, score in scores.items()}
-        found.append(Scan(f"s{number}", 2, said, classes, scores, dices))
+        found.append(Scan(f"s{number}", ("a", "b"), said, classes, scores, dices))
     return found
 
 

@@ -30,7 +30,7 @@ class Scan:
 
     Attributes:
         subject: its id.
-        members: how many of them spoke.
+        speakers: who of them spoke.
         probabilities: `(N, C)`, their mean in some voxels.
         classes: `(N,)` true class indices there.
         agreement: structure -> score.
@@ -38,7 +38,7 @@ class Scan:
     """
 
     subject: str
-    members: int
+    speakers: tuple[str, ...]
     probabilities: np.ndarray
     classes: np.ndarray
     agreement: Mapping[str, float]
@@ -165,16 +165,22 @@ def calibrate(scans: Sequence[Scan], label_map: LabelMap, members: Sequence[str]
     ece = (calibration_error(certain[0], right), calibration_error(certain[1], right))
     curves = {}
     for name in label_map.structures:
-        own = [scan for scan in scans if name in scan.dice]
-        points = ([scan.agreement[name] for scan in own], [scan.dice[name] for scan in own])
-        if (curve := fit_curve(*points, [person_of(scan.subject) for scan in own])) is not None:
+        if (curve := _curve(scans, [name])) is not None:
             curves[name] = curve
-    everything = [
-        (scan.agreement[name], scan.dice[name], person_of(scan.subject)) for scan in scans for name in scan.dice
-    ]
-    if len({person for *_, person in everything}) >= FEWEST_PERSONS:
-        together = fit_curve(*(list(column) for column in zip(*everything, strict=True)))  # type: ignore[arg-type]
+    if len({person_of(scan.subject) for scan in scans if scan.dice}) >= FEWEST_PERSONS:
+        together = _curve(scans, label_map.structures)
         curves |= {} if together is None else {ALL: together}
-    speaking = float(np.mean([scan.members for scan in scans]))
+    speaking = float(np.mean([len(scan.speakers) for scan in scans]))
     subjects = tuple(scan.subject for scan in scans)
     return Calibration(tuple(members), mirror, label_map.to_dict(), temperature, subjects, speaking, curves, ece)
+
+
+def _curve(scans: Sequence[Scan], names: Sequence[str]) -> Curve | None:
+    """Returns the curve of some structures together."""
+    points = [(scan, name) for scan in scans for name in names if name in scan.dice]
+    return fit_curve(
+        [scan.agreement[name] for scan, name in points],
+        [scan.dice[name] for scan, name in points],
+        [person_of(scan.subject) for scan, _ in points],
+        [scan.speakers for scan, _ in points],
+    )

@@ -10,6 +10,11 @@ What was found less what was expected is divided by `1 - expected + SLACK`, for 
 of 0.5; the lowest and highest twentieth of these shares are cut off, by the order statistics that hold with a further
 point too (split-conformal; Lei et al., JASA 2018). With 19 points the lowest of all is that limit; fewer promise
 nothing.
+
+The lowest tenth is what the flag will name. Where different members spoke of different scans, some agree less than
+others whatever the scan, and all together will be the same at every scan: by how much the mean of such a group differs
+from that of all is taken off first, if `SMALLEST_GROUP` scans tell it. The curve keeps its points as they are: scores
+and Dice of a group go together, and what is expected of all members stays rather too low.
 """
 
 from collections.abc import Sequence
@@ -26,6 +31,7 @@ FEWEST = 20
 FEWEST_FOR_STEPS = 50
 PARTS = 5
 SLACK = 0.02
+SMALLEST_GROUP = 5
 _ROUNDING = 1e-9
 WORST = 0.1
 """Share of labelled scans that the flag would have named."""
@@ -90,13 +96,19 @@ class Curve:
         return curve
 
 
-def fit_curve(scores: Sequence[float], dices: Sequence[float], persons: Sequence[str]) -> Curve | None:
+def fit_curve(
+    scores: Sequence[float],
+    dices: Sequence[float],
+    persons: Sequence[str],
+    groups: Sequence[object] | None = None,
+) -> Curve | None:
     """Returns the curve through points, or None where there are less than `FEWEST`.
 
     Args:
         scores: 0..1.
         dices: 0..1, true ones.
         persons: whose scans they are; those of a person are left out together.
+        groups: who spoke of each scan; the same everywhere by default.
 
     Raises:
         ValueError: lengths that differ.
@@ -120,8 +132,16 @@ def fit_curve(scores: Sequence[float], dices: Sequence[float], persons: Sequence
         return None
     low, high = _limits(np.sort(shares))
     knots = _knots(x, y)
-    level = float(np.sort(x)[int(WORST * len(x))])
+    level = float(np.sort(_without_groups(x, groups))[int(WORST * len(x))])
     return Curve(tuple(knots[0].tolist()), tuple(knots[1].tolist()), low, high, level, len(x))
+
+
+def _without_groups(x: np.ndarray, groups: Sequence[object] | None) -> np.ndarray:
+    """Returns scores without what makes the mean of a large group differ from the mean of all."""
+    number = np.unique([str(group) for group in groups or [""] * len(x)], return_inverse=True)[1]
+    count = np.bincount(number)
+    shift = np.where(count < SMALLEST_GROUP, 0, np.bincount(number, x) / count - x.mean())
+    return x - shift[number]
 
 
 def _knots(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -184,7 +184,8 @@ def measured(network: Network, subject: Subject, runs: Sequence[Run], *, mirror:
         if (mine & known).any() or true.any():
             agreement[name] = 0.0 if math.isnan(scores[name]) else scores[name]
             dices[name] = dice(mine, true, mask=known)
-    return Scan(subject.subject_id, len(runs), found.probabilities, found.classes, agreement, dices)
+    speakers = tuple(str(run.path) for run in runs)
+    return Scan(subject.subject_id, speakers, found.probabilities, found.classes, agreement, dices)
 
 
 def voxels_to_ask(truth: Volume, label_map: LabelMap) -> np.ndarray:
