@@ -140,6 +140,8 @@ def _without_groups(x: np.ndarray, groups: Sequence[object] | None) -> np.ndarra
     """Returns scores without what makes the mean of a large group differ from the mean of all."""
     number = np.unique([str(group) for group in groups or [""] * len(x)], return_inverse=True)[1]
     count = np.bincount(number)
+    if len(count) == 1:
+        return x
     shift = np.where(count < SMALLEST_GROUP, 0, np.bincount(number, x) / count - x.mean())
     return x - shift[number]
 
