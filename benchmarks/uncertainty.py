@@ -12,7 +12,8 @@ ten: network k leaves out fold k, chooses its epoch by fold k + 1 and is trained
 * mirrors: network 0 alone in its eight mirrors; twenty calibration scans.
 
 Every test scan is labelled as it is, and once more with one of six kinds of damage (`DAMAGE`, 25 scans each). A *case*
-is a structure of a scan. The worst tenth of cases is taken within each structure, so that no structure is all of it.
+is a structure of a scan. The worst tenth of cases is taken within each structure, so that no structure is all of it;
+areas under the curve and rank correlations are means of those within each structure.
 Baselines that know nothing of networks: chance, and how far volume, length and shape of the labels are from those of
 the 50 persons (the flag `population` of `tfmuscle measure`, by their reference labels).
 """
@@ -285,7 +286,8 @@ def print_finding(parts: dict[str, list[dict]]) -> None:
         bad, true = np.array([row["bad"] for row in own]), np.array([row["dice"] for row in own])
         value = np.array([row[score] if row[score] is not None else 0.0 for row in own], float)
         value = np.nan_to_num(-value if score == "z" else value)
-        cells = [title, area_with_interval(bad, value, [row["subject"] for row in own])]
+        structures = np.array([row["structure"] for row in own])
+        cells = [title, area_with_interval(bad, value, structures, [row["subject"] for row in own])]
         cells.append(f"{bad[lowest_tenth(value, own)].mean():.2f}")
         if flag is None:
             cells += ["", "", ""]
@@ -293,7 +295,8 @@ def print_finding(parts: dict[str, list[dict]]) -> None:
             flags = np.array([row[flag] == 1 for row in own])
             both = (flags & bad).sum()
             cells += [f"{100 * flags.mean():.0f}", f"{both / bad.sum():.2f}", f"{both / max(1, flags.sum()):.2f}"]
-        cells.append(f"{scipy.stats.spearmanr(value, true).statistic:.2f}")
+        parted = [structures == one for one in np.unique(structures)]
+        cells.append(f"{np.mean([scipy.stats.spearmanr(value[part], true[part]).statistic for part in parted]):.2f}")
         if expected is None:
             cells += [f"{np.abs(value - true).mean():.3f}" if score == "soft_dice" else "", "", ""]
         else:
@@ -326,17 +329,22 @@ def area(bad: np.ndarray, value: np.ndarray) -> float:
     return float((ranks[bad].sum() - count * (count + 1) / 2) / (count * (~bad).sum()))
 
 
-def area_with_interval(bad: np.ndarray, value: np.ndarray, subjects: list[str]) -> str:
-    """Returns the area and the middle 95 % of it when persons are drawn anew."""
+def area_with_interval(bad: np.ndarray, value: np.ndarray, structures: np.ndarray, subjects: list[str]) -> str:
+    """Returns the mean area of structures and the middle 95 % of it when persons are drawn anew."""
+
+    def mean_area(places: np.ndarray) -> float:
+        parts = [places[structures[places] == one] for one in np.unique(structures)]
+        return float(np.mean([area(bad[part], value[part]) for part in parts]))
+
     places: dict[str, list[int]] = {}
     for place, subject in enumerate(subjects):
         places.setdefault(subject, []).append(place)
     keys, generator, found = list(places), np.random.default_rng(0), []
     for _ in range(RESAMPLED):
         drawn = [place for pick in generator.integers(0, len(keys), len(keys)) for place in places[keys[pick]]]
-        found.append(area(bad[drawn], value[drawn]))
+        found.append(mean_area(np.array(drawn)))
     low, high = np.nanpercentile(found, [2.5, 97.5])
-    return f"{area(bad, value):.2f} ({low:.2f}–{high:.2f})"
+    return f"{mean_area(np.arange(len(bad))):.2f} ({low:.2f}–{high:.2f})"
 
 
 def print_damage(rows: list[dict]) -> None:

@@ -24,7 +24,7 @@ from known_networks import (
 from tfmuscle.cli import tfmuscle_group
 from tfmuscle.config import Supervised, TrainConfig
 from tfmuscle.errors import DataError
-from tfmuscle.files import read_json, write_json
+from tfmuscle.files import read_json, write_json, write_text
 from tfmuscle.inference import predict_probabilities, predict_uncertain, predict_volume
 from tfmuscle.io import read_volume, write_volume
 from tfmuscle.labels import LabelMap
@@ -196,7 +196,9 @@ def test_predict_leaves_map_rows_and_table(calibrated, folds, dataset, tmp_path)
     assert [row["structure"] for row in rows] == ["muscle", "bone"]
     assert all(row["dice_low"] <= row["expected_dice"] <= row["dice_high"] for row in rows)
     lines = (tmp_path / "out/uncertainty.csv").read_text().splitlines()
-    assert len(lines) == 5 and lines[0].startswith("subject,structure,expected_dice,dice_low,dice_high,agreement,look_")
+    assert len(lines) == 5 and lines[0].startswith(
+        "subject,structure,id,expected_dice,dice_low,dice_high,agreement,look_"
+    )
     assert len(result.worth) == 4 and any("2 of 4 networks a scan" in warning for warning in result.warnings)
     stamp = (tmp_path / "out/s24.nii.gz").stat().st_mtime_ns
     (tmp_path / "out/uncertainty/s25.nii.gz").unlink()  # a map that is missing is made again, the rest is kept
@@ -237,6 +239,9 @@ def test_measure_takes_up_what_was_expected(calibrated, folds, tmp_path):
     assert header.endswith("expected_dice,dice_low,dice_high")
     page = (tmp_path / "report/report.html").read_text()
     assert "How far to trust the labels" in page and "Where the labels may be wrong" in page
+    write_text(tmp_path / "names.csv", "id,name\n4,Flesh\n9,os\n")  # matched by id, whatever they are called
+    renamed = measure(labels, tmp_path / "renamed", MeasureOptions(names=tmp_path / "names.csv"))
+    assert [flag["structure"] for flag in renamed.flags if flag["kind"] == "uncertain"] == ["flesh", "os"]
     corrected = read_volume(labels)
     corrected.array[0] = 0
     write_volume(labels, corrected)

@@ -59,6 +59,7 @@ def rows_of(
         key, judged = label_map.id_of(name), calibration.judge(name, scores[name])
         row: dict[str, Any] = {
             "structure": name,
+            "id": key,
             "expected_dice": judged.expected,
             "dice_low": judged.low,
             "dice_high": judged.high,

@@ -40,7 +40,7 @@ from tfmuscle.relabelling import tool_names
 from tfmuscle.tables import rounded_csv
 from tfmuscle.volume import Volume
 from tfmuscle.workflows.fat import DOUBTFUL, finite_image
-from tfmuscle.workflows.trusting import EXPECTED, Trust, read_rows
+from tfmuscle.workflows.trusting import EXPECTED, Trust, named_rows
 
 Progress = Callable[[int, int, str], None]
 MADE_BY = "tfmuscle measure"
@@ -200,7 +200,7 @@ def _read(path: Path, options: MeasureOptions) -> Read:
     if trust is not None and not trust.is_of(path):
         remarks.append("the labels have changed since predict said what they are worth, which is left out")
         trust = None
-    worth = () if trust is None else tuple(read_rows(trust.rows))
+    worth = () if trust is None else tuple(named_rows(trust.rows, named, label_map))
     doubts = None if trust is None else trust.map
     return Read(case_id(path), labels, label_map, named, images, picture, tuple(remarks), worth, doubts)
 

@@ -17,6 +17,7 @@ from typing import Any, Self
 from tfmuscle.errors import DataError
 from tfmuscle.files import read_json, sha256, write_json, write_text
 from tfmuscle.io import case_id
+from tfmuscle.labels import LabelMap, without_side
 from tfmuscle.tables import rounded_csv
 
 FOLDER = "uncertainty"
@@ -75,6 +76,22 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     rows = content.get("structures")
     if content.get("made_by") != MADE_BY or not isinstance(rows, list):
         raise DataError(f"{path}: is not of '{MADE_BY}'; make it anew")
+    return rows
+
+
+def named_rows(path: Path, named: LabelMap, label_map: LabelMap) -> list[dict[str, Any]]:
+    """Returns the rows of a scan under the names that its reader uses, one for each part of a structure.
+
+    Args:
+        path: as for `read_rows`.
+        named: names of the ids.
+        label_map: names that are measured: the same, or with sides where both limbs had one number.
+    """
+    rows = []
+    for row in read_rows(path):
+        name = named.names.get(row["id"], "")
+        parts = [name] if name in label_map.structures else [n for n in label_map.structures if without_side(n) == name]
+        rows += [row | {"structure": part} for part in parts]
     return rows
 
 
