@@ -62,7 +62,7 @@ def doubt_figure(
         picture = _draw(axes, *here, step, label_map)
         draw_borders(axes, width, height, view)
         axes.set_title(f"{'ijk'[axis]} = {index}", fontsize=9)
-    bar = figure.colorbar(picture, ax=list(figure.axes), shrink=0.8)
+    bar = figure.colorbar(picture, ax=list(figure.axes), shrink=0.8, extend="max")
     bar.set_label(plain("probability that the label is wrong"), fontsize=8)
     return figure
 
