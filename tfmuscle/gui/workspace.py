@@ -24,8 +24,8 @@ RESULTS = "results"
 HIDDEN = ".tfmuscle"
 """Folder in the workspace of jobs and converted scans."""
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
-UPLOAD_SUFFIXES = (*IMAGE_SUFFIXES, ".zip")
 SURFACE_SUFFIXES = (".ply", ".stl")
+UPLOAD_SUFFIXES = (*IMAGE_SUFFIXES, *SURFACE_SUFFIXES, ".zip")
 DOWNLOAD_SUFFIXES = (".csv", ".dcm")
 """Results that are no images, offered for download."""
 MODEL_FILES = {"bundle.json": "bundle", "cascade.json": "cascade", "train.json": "run"}

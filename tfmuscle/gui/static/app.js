@@ -1,7 +1,7 @@
 // The page: what is open, which tool is chosen, and what the buttons do.
 
 import { address, ask, fetchBytes, send, sendBytes } from "./api.js";
-import { Files, node } from "./files.js";
+import { Files, breakable, node } from "./files.js";
 import { Jobs } from "./jobs.js";
 import { listenToKeys } from "./keys.js";
 import { View } from "./view.js";
@@ -144,8 +144,7 @@ function showStructures(structures) {
     });
     const swatch = Object.assign(node("span"), { className: "swatch" });
     swatch.style.background = `rgb(${one.colour.join(",")})`;
-    const name = Object.assign(node("span"), { className: "name" });
-    name.append(...one.name.split(/(?<=_)/).flatMap((part) => [part, node("wbr")])); // breaks between words
+    const name = Object.assign(node("span", ...breakable(one.name)), { className: "name" });
     const volume = Object.assign(node("span", one.volume_ml ? `${one.volume_ml.toFixed(1)} ml` : ""), { className: "ml" });
     row.append(radio, swatch, name, volume, box);
     return row;

@@ -26,7 +26,8 @@ export class Files {
       place.replaceChildren(node("li", node("span", "none here")));
       return;
     }
-    place.replaceChildren(...items.map((item) => this.item(list, item)));
+    const rows = items.map((item) => this.item(list, item));
+    place.replaceChildren(...(list === "surfaces" ? withFolders(items, rows) : rows));
   }
 
   item(list, item) {
@@ -34,11 +35,12 @@ export class Files {
     if (list === "labels") return node("li", this.button(item.path, "", () => this.actions.labels(item.path), `labels ${item.path}`));
     if (list === "surfaces") {
       const link = Object.assign(node("a", "download"), { href: address("/api/file", { path: item.path }) });
-      return node("li", this.button(item.path, "", () => this.actions.surface(item.path), `surface ${item.path}`), link);
+      const name = item.path.split("/").pop();
+      return node("li", this.button(name, "", () => this.actions.surface(item.path), `surface ${item.path}`), link);
     }
     if (list === "dicom") return this.dicom(item.path);
     if (list === "reports") {
-      const link = node("a", item.path);
+      const link = node("a", ...breakable(item.path));
       link.href = address("/api/file", { path: item.path });
       return node("li", link);
     }
@@ -83,7 +85,7 @@ export class Files {
   }
 
   button(text, about, action, key) {
-    const made = node("button", text);
+    const made = node("button", ...breakable(text));
     made.dataset.key = key;
     if (about) made.append(node("small", about));
     made.addEventListener("click", action);
@@ -97,6 +99,20 @@ export class Files {
       one.setAttribute("aria-current", String(isOpen));
     }
   }
+}
+
+// Puts the folder's name before the first row of each folder.
+function withFolders(items, rows) {
+  const folderOf = (index) => items[index]?.path.split("/").slice(0, -1).join("/");
+  return rows.flatMap((row, index) => {
+    const folder = folderOf(index);
+    return folder && folder !== folderOf(index - 1) ? [node("li", node("span", folder)), row] : [row];
+  });
+}
+
+// Text that breaks between words.
+export function breakable(text) {
+  return text.split(/(?<=[_/])/).flatMap((part) => [part, node("wbr")]);
 }
 
 export function node(name, ...content) {

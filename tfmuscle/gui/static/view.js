@@ -4,9 +4,11 @@ import { ownTexture, sampledRange } from "./colours.js";
 
 const { Niivue, NVImage, NVMesh, DRAG_MODE, MULTIPLANAR_TYPE, SHOW_RENDER, SLICE_TYPE, cmapper } = window.niivue;
 const LAYOUTS = { all: SLICE_TYPE.MULTIPLANAR, planes: SLICE_TYPE.MULTIPLANAR, axial: SLICE_TYPE.AXIAL, coronal: SLICE_TYPE.CORONAL, sagittal: SLICE_TYPE.SAGITTAL, "3d": SLICE_TYPE.RENDER };
+const ACROSS = { sagittal: 1, coronal: 2, axial: 3 }; // the axis that a single plane does not show
 const SOFTWARE = /swiftshader|llvmpipe|softpipe|software|basic render/i;
 const SLOW_IN_3D = 1 << 24; // voxels, where a processor draws instead of a graphics card
 const LARGE = 1 << 23; // voxels, of which a sample tells the brightness
+const SCALE_3D = 0.75; // a whole leg is in the picture
 const SEEN_THROUGH = 0.25; // share of a surface that is seen through the scan around it
 
 const calMinMax = NVImage.prototype.calMinMax;
@@ -19,7 +21,7 @@ export class View {
     this.nv = new Niivue({
       isResizeCanvas: true, show3Dcrosshair: true, backColor: [0, 0, 0, 1], crosshairColor: [0.3, 0.76, 1, 0.8],
       multiplanarShowRender: SHOW_RENDER.ALWAYS, dragAndDropEnabled: false, loadingText: "", maxDrawUndoBitmaps: 32,
-      crosshairWidth: 0.6, meshThicknessOn2D: 0, meshXRay: SEEN_THROUGH, isRadiologicalConvention: true, multiplanarLayout: MULTIPLANAR_TYPE.GRID,
+      crosshairWidth: 1, crosshairWidthUnit: "mm", meshThicknessOn2D: 0, meshXRay: SEEN_THROUGH, isRadiologicalConvention: true, multiplanarLayout: MULTIPLANAR_TYPE.GRID,
       multiplanarEqualSize: true, viewModeHotKey: "", clipPlaneHotKey: "", cycleClipPlaneHotKey: "", isNearestInterpolation: false,
     });
     this.structures = [];
@@ -29,6 +31,8 @@ export class View {
     this.tool = "look";
     this.pen = 1;
     this.surfaces = new Map();
+    this.layout = "all";
+    this.hasCrosshair = true;
     this.nv.onLocationChange = (place) => onPlace(place);
     this.nv.onDrawingChanged = (action) => { if (action === "draw" || action === "undo") onDrawn(); };
   }
@@ -56,7 +60,9 @@ export class View {
     this.nv.closeDrawing();
     for (const key of [...this.surfaces.keys()]) this.closeSurface(key);
     for (const volume of [...this.nv.volumes]) this.nv.removeVolume(volume);
+    this.nv.scene.volScaleMultiplier = SCALE_3D;
     this.nv.addVolume(image);
+    this.drawCrosshair();
     this.setTool("look");
   }
 
@@ -120,16 +126,33 @@ export class View {
   onlyLabels(alone) { if (this.isOpen) this.nv.setOpacity(0, alone ? 0 : 1); }
 
   setLayout(name) {
+    this.layout = name;
     this.nv.opts.multiplanarShowRender = name === "planes" ? SHOW_RENDER.NEVER : SHOW_RENDER.ALWAYS;
     this.nv.setSliceType(LAYOUTS[name]);
+    this.drawCrosshair();
   }
 
   toggleCrosshair() {
-    this.nv.opts.show3Dcrosshair = this.nv.opts.crosshairWidth === 0;
-    this.nv.setCrosshairWidth(this.nv.opts.crosshairWidth ? 0 : 0.6);
+    this.hasCrosshair = !this.hasCrosshair;
+    this.drawCrosshair();
   }
 
-  move(x, y, z) { if (this.isOpen) this.nv.moveCrosshairInVox(x, y, z); }
+  // Lines a little wider than a pixel of the screen: NiiVue wants mm, and what is thinner than a pixel may be seen nowhere.
+  drawCrosshair() {
+    if (!this.isOpen) return;
+    const [{ dimsRAS, pixDimsRAS }] = this.nv.volumes;
+    const reach = [1, 2, 3].filter((axis) => axis !== ACROSS[this.layout]).map((axis) => dimsRAS[axis] * pixDimsRAS[axis]);
+    const height = this.nv.canvas.clientHeight / (LAYOUTS[this.layout] === SLICE_TYPE.MULTIPLANAR ? 2 : 1);
+    this.nv.opts.show3Dcrosshair = this.hasCrosshair;
+    this.nv.setCrosshairWidth(this.hasCrosshair ? (1.3 * Math.max(...reach)) / height : 0);
+  }
+
+  // Steps of the crosshair; alone in the 3D view, turns of the picture.
+  move(x, y, z) {
+    if (!this.isOpen) return;
+    if (this.nv.opts.sliceType !== SLICE_TYPE.RENDER) this.nv.moveCrosshairInVox(x, y, z);
+    else this.nv.setRenderAzimuthElevation(this.nv.scene.renderAzimuth + 10 * x, this.nv.scene.renderElevation + 10 * (y + z));
+  }
 
   goTo(mm) {
     this.nv.scene.crosshairPos = this.nv.mm2frac(mm);
