@@ -258,6 +258,7 @@ WRONG = [
     ({"command": "add-case", "scan": "leg.nii.gz"}, "no labels are open"),
     (DRAWN | {"command": "add-case", "set": "../../data"}, "a name of letters"),
     (DRAWN | {"command": "add-case", "set": "--id"}, "a name of letters"),
+    (DRAWN | {"command": "add-case", "case": "-o"}, "case is '-o'; a name of letters"),
     (DRAWN | {"command": "add-case", "partly": "yes"}, "true or false"),
 ]  # fmt: skip
 

@@ -193,6 +193,10 @@ def _add_case(fields: Fields, workspace: Workspace, volumes: Volumes) -> Command
     out = workspace.results / "datasets" / name
     words = ["add-case", "-i", str(source), "--labels", str(labels), "-o", str(out)]
     words += [f"--{flag}" for flag in ("partly", "replace") if fields.flag(flag)]
+    if (case := fields.text("case")) is not None:
+        if not _DATASET_NAME.fullmatch(case):
+            raise DataError(f"case is {case[:80]!r}; a name of letters, digits, '-' and '_' is needed")
+        words += ["--id", case]
     return Command(tuple(words), f"add {labels.name} to {name}", out)
 
 
