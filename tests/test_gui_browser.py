@@ -341,7 +341,13 @@ def write_a_dicom_seg(tab, results, whole):
     assert len(slices) == 2 and slices[1] - slices[0] == 2
     assert read_label_image(drawn).geometry.same_grid(whole.geometry)
     submit(tab, "write-seg")
-    says(tab, "Done: DICOM SEG")
+    row = tab.locator(".job", has_text="DICOM SEG")
+    row.wait_for()
+    tab.reload()  # in the middle of the job
+    row.locator(".state.done").wait_for()
+    row.get_by_role("button").first.click()
+    tab.wait_for_function("() => document.getElementById('log').textContent.includes('.dcm')")
+    assert tab.locator(".job").count() == 9  # those before, too
     (seg,) = (results / "seg").glob("*.dcm")
     assert downloaded(tab, f'a[href$="{seg.name}"]') == seg.read_bytes()
     found = highdicom.seg.segread(seg)

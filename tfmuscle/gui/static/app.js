@@ -343,8 +343,8 @@ async function start() {
   listenToKeys({ view, setTool, save, at });
   await view.attach(at("canvas"));
   view.setBrush(3);
+  await jobs.look(); // first: what ends after this look has the files looked for again
   await files.look();
-  await jobs.look();
   document.body.dataset.ready = "yes";
 }
 
