@@ -1,5 +1,6 @@
 """Scans and labels as the page gets them, and drawn labels that come back; judged by nibabel."""
 
+import gzip
 import json
 
 import nibabel as nib
@@ -62,6 +63,7 @@ def test_the_folder_is_sorted_without_opening_images(tmp_path):
 def test_a_nifti_scan_is_sent_as_it_is(leg):
     page, _ = leg
     assert page.get("/api/scan.nii", path=SCAN) == (page.folder / SCAN).read_bytes()
+    assert page.headers["content-encoding"] == "gzip"  # the browser unpacks
     about = page.get("/api/scan", path=SCAN)
     assert about["shape"] == [20, 24, 12] and about["orientation"] == "LPS"
     assert np.allclose(about["affine"], AFFINE, atol=1e-5)
@@ -84,6 +86,18 @@ def test_a_dicom_series_is_listed_and_converted_once(tmp_path):
         write_series(tmp_path / "dicom", count=6, cosines=OBLIQUE, SeriesNumber=4, SeriesDescription="T1 leg")
         assert page.get("/api/scan", path="dicom", series=series["name"])["shape"] == [6, 4, 6]  # not the old one
         assert "no one series is called" in page.refused("/api/scan", path="dicom", series="other")
+
+
+def test_a_scan_packed_in_pieces_is_sent_whole_and_a_cut_one_is_told(tmp_path):
+    image = np.random.default_rng(4).integers(0, 900, (20, 24, 12)).astype(np.int16)
+    content = nib.Nifti1Image(image, AFFINE).to_bytes()
+    (tmp_path / "pieces.nii.gz").write_bytes(gzip.compress(content[:5000]) + gzip.compress(content[5000:]))
+    (tmp_path / "cut.nii.gz").write_bytes(gzip.compress(content)[:-3000])
+    with page_of(tmp_path) as page:
+        sent = page.get("/api/scan.nii", path="pieces.nii.gz")  # browsers would unpack the first piece only
+        assert "content-encoding" not in page.headers
+        assert np.array_equal(np.asarray(read_bytes(sent).dataobj), image)
+        assert "cut.nii.gz" in page.refused("/api/scan", path="cut.nii.gz")
 
 
 def test_two_places_in_space_are_sent_as_the_one_that_counts(tmp_path):

@@ -12,6 +12,8 @@ byte a voxel on exactly the scan's grid. The brush of the page knows 255 colours
 """
 
 import hashlib
+import math
+import os
 import re
 import shutil
 import threading
@@ -40,6 +42,7 @@ KEPT_BYTES = 8 << 30
 """Of converted scans and label images; the oldest go."""
 _SENT_AS_IT_IS = ("uint8", "int16", "int32", "float32", "float64", "uint16")
 _PIECE = 1 << 22
+_MORE_BYTES = 1 << 16
 _IGNORE_COLOUR = (128, 128, 128)
 
 
@@ -238,7 +241,7 @@ def _grid(image: nib.Nifti1Image) -> Geometry:
 
 
 def _is_plain_nifti(path: Path) -> bool:
-    """Whether NiiVue sees in the file what this library sees: three axes, a common type, one place in space."""
+    """Whether NiiVue sees in the file what this library sees: three axes, a common type, one place, one whole piece."""
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         return False
     try:
@@ -246,9 +249,19 @@ def _is_plain_nifti(path: Path) -> bool:
         header = image.header
         plain = image.get_data_dtype().name in _SENT_AS_IT_IS
         plain = plain and len(image.shape) == 3 and header["sform_code"] > 0
+        plain = plain and (path.suffix == ".nii" or _is_one_piece(path, image))
         return bool(plain and header["sform_code"] >= header["qform_code"])
     except Exception:  # whatever is wrong with it, reading it for the conversion says so in words
         return False
+
+
+def _is_one_piece(path: Path, image: nib.Nifti1Image) -> bool:
+    """Whether a packed file says at its end that all of it is in one piece; browsers unpack the first piece only."""
+    with open(path, "rb") as file:
+        file.seek(-4, os.SEEK_END)
+        size = int.from_bytes(file.read(4), "little")  # of the last piece, unpacked
+    needed = int(image.header["vox_offset"]) + math.prod(image.shape) * image.get_data_dtype().itemsize
+    return needed <= size < needed + _MORE_BYTES  # of a file that was cut these bytes say anything
 
 
 def _signature(path: Path) -> list[tuple[str, int, int]]:
