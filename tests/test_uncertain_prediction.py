@@ -215,6 +215,10 @@ def test_one_scan_has_them_beside_its_file_and_an_odd_one_is_named(calibrated, f
     command = ["predict", "-m", str(folds), "-i", str(tmp_path / "odd.nii.gz"), "-o", str(tmp_path / "out/a.nii.gz")]
     shown = CliRunner().invoke(tfmuscle_group, [*command, "--uncertainty"])
     assert shown.exit_code == 0, shown.output
+    scan_called_like_a_map = tmp_path / "odd_uncertainty.nii.gz"
+    scan_called_like_a_map.write_bytes((tmp_path / "odd.nii.gz").read_bytes())
+    refused = predict(folds, scan_called_like_a_map, tmp_path / "odd.nii.gz", options=ASKED)
+    assert "odd_uncertainty.nii.gz: is the scan itself" in refused.failures["odd_uncertainty"]
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["a.nii.gz", "a_uncertainty.csv", "a_uncertainty.json", "a_uncertainty.nii.gz"]
     assert "Look at odd, muscle: Dice 0." in shown.output and "are worth a look" in shown.output

@@ -64,8 +64,10 @@ def label_scan(network: AnyNetwork, job: ScanJob, windows: "Windows | None" = No
     """
     started = time.monotonic()
     try:
-        if job.path.resolve() in {image.resolve() for image in job.subject.images}:
-            raise DataError(f"{job.path}: is the scan itself, which the labels would overwrite; name another output")
+        written = [job.path, *([] if job.trust is None else [job.trust.map])]
+        scans = {image.resolve() for image in job.subject.images}
+        if lost := [path for path in written if path.resolve() in scans]:
+            raise DataError(f"{lost[0]}: is the scan itself, which the labels would overwrite; name another output")
         if job.options.resume and job.path.exists() and (job.trust is None or job.trust.is_of(job.path)):
             return {}
         image, name = job.subject.read_image(), job.subject.subject_id
