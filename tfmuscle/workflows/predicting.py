@@ -104,9 +104,14 @@ def predict(
     warnings = (*network.warnings, *_known(network, part, source, list(paths)))
     written = {subject_id: path for subject_id, path in paths.items() if subject_id not in failures}
     told = {key: trust for key, trust in trusts.items() if trust is not None and key in written}
-    table = out.with_name(f"{case_id(out)}_{TRUST}.csv") if single else folder / f"{TRUST}.csv"
-    worth = tuple(write_table(table, told)) if options.uncertainty else ()
+    worth = _worth(out, told, single=single) if options.uncertainty else ()
     return PredictResult(folder, written, failures, warnings, network.is_reduced, worth)
+
+
+def _worth(out: Path, trusts: Mapping[str, Trust], *, single: bool) -> tuple[dict[str, Any], ...]:
+    """Writes the table of what labels are worth, and returns its rows."""
+    path = out.with_name(f"{case_id(out)}_{TRUST}.csv") if single else out / f"{TRUST}.csv"
+    return tuple(write_table(path, trusts))
 
 
 def _check_mirror(network: AnyNetwork, mirror: bool) -> None:
