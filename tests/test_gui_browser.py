@@ -129,6 +129,11 @@ def submit(tab, command, **fields):
     form.locator("button").first.click()
 
 
+def place(tab):
+    """Returns where the crosshair is, as the page says it: RAS mm."""
+    return [float(one) for one in tab.inner_text("#place").split(" mm")[0].split(", ")]
+
+
 def drag(tab, start, end):
     """Drags the left button over the picture, between shares of its width and height."""
     box = tab.locator("#canvas").bounding_box()
@@ -179,13 +184,14 @@ def prepare_below_the_hip(tab, results, whole, out):
     tab.focus("#hip-range")
     press(tab, "ArrowLeft", "ArrowLeft", "ArrowLeft")
     assert int(tab.input_value("#hip-slice")) == proposed - 3
-    height_of = lambda: float(tab.inner_text("#place").split(" mm")[0].split(", ")[2])  # noqa: E731
-    assert height_of() == pytest.approx(whole.geometry.world([0, 0, proposed - 3])[2], abs=0.06)  # the picture follows
+    assert place(tab)[2] == pytest.approx(
+        whole.geometry.world([0, 0, proposed - 3])[2], abs=0.06
+    )  # the picture follows
     tab.select_option("#layout", "coronal")
     drag(tab, (0.5, 0.2), (0.5, 0.4))
     dragged = int(tab.input_value("#hip-slice"))
     assert dragged < proposed - 3
-    assert abs(height_of() - whole.geometry.world([0, 0, dragged])[2]) <= whole.spacing[2] / 2 + 0.06
+    assert abs(place(tab)[2] - whole.geometry.world([0, 0, dragged])[2]) <= whole.spacing[2] / 2 + 0.06
     tab.select_option("#layout", "planes")  # 3D takes the processor's time
     submit(tab, "prepare", margin="0")
     prepare(converted(whole, out), out / "prepared", PrepareOptions(below_hip=True, hip_slice=dragged, margin=0))
@@ -218,6 +224,10 @@ def correct_with_the_mouse(tab, results, predicted, grid):
     """A stroke, one that is taken back, and a dab of the eraser by keyboard; seen at 1280 x 800."""
     tab.select_option("#layout", "axial")
     tab.focus("#canvas")
+    before = place(tab)[2]
+    tab.locator("#canvas").hover()
+    tab.mouse.wheel(0, 100)  # one slice
+    assert abs(place(tab)[2] - before) == pytest.approx(grid.spacing[2], abs=0.11)
     press(tab, "4", ".", "-", "-")  # the brush, the second structure, one voxel wide
     assert tab.input_value("#brush-size") == "1" and tab.is_checked("[name=tool][value=brush]")
     drag(tab, (0.3, 0.45), (0.7, 0.45))
@@ -236,9 +246,8 @@ def correct_with_the_mouse(tab, results, predicted, grid):
     tab.focus("#canvas")
     press(tab, "5", "Space", "Control+s")
     says(tab, ", 1 voxels changed")
-    place = [float(one) for one in tab.inner_text("#place").split(" mm")[0].split(", ")]
-    erased = np.argwhere(ids(saved) != after)
-    assert erased.tolist() == [np.rint(grid.index(place)).astype(int).tolist()] and ids(saved)[tuple(erased[0])] == 0
+    (erased,) = np.argwhere(ids(saved) != after)
+    assert np.array_equal(erased, np.rint(grid.index(place(tab)))) and ids(saved)[tuple(erased)] == 0
     tab.select_option("#layout", "planes")
     return saved
 
