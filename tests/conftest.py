@@ -1,9 +1,13 @@
 """Fixtures shared by all tests. Real data comes from `pytest --data=DIR` (with the equals sign: pytest takes a
 bare DIR for a test path before it knows the option); without it those tests skip and say so."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the processors: one thread each, read when TensorFlow starts
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 from tfmuscle.subjects import read_dataset
 from tfmuscle.workflows.building import build_records
